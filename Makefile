@@ -1,0 +1,50 @@
+# Every target does all of its own set-up. `make` lists them.
+
+# On a build server the lock file must be complete; at home Cargo may complete it.
+LOCKED := $(if $(CI),--locked)
+CRD := crds/serviceregistrations.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tools build fmt lint test demo bench crds deny clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (protoc and the like), check Rust and Go
+	@hack/setup
+
+tools: setup ## build kube-apiserver, etcd and the others once, into the user's cache folder
+	@cargo run --quiet $(LOCKED) --package etcd-registrar-testbed --bin testbed -- tools
+
+build: setup ## build the operator for release
+	cargo build --release $(LOCKED) --bin etcd-registrar
+
+fmt: setup ## format the code
+	cargo fmt --all
+
+lint: setup ## check the format, and clippy with warnings as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(LOCKED) -- --deny warnings
+
+# The tools first: inside a test their progress would not be seen.
+test: lint tools ## everything that CI runs: format, clippy, unit, property and end-to-end tests
+	cargo test --workspace --no-fail-fast $(LOCKED)
+
+demo: build tools ## two clusters, an etcd and the operators, walked through step by step
+	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo
+
+# BENCH names parts and flags: make bench BENCH="propagation --quick"
+bench: setup tools ## measure the operator against a bare floor
+	cargo bench $(LOCKED) --bench operator -- $(BENCH)
+
+crds: setup ## generate the CustomResourceDefinition from the Rust types
+	@mkdir -p $(dir $(CRD))
+	cargo run --quiet $(LOCKED) --bin etcd-registrar -- crd > $(CRD).new
+	mv $(CRD).new $(CRD)
+
+deny: ## check licences, advisories and sources of the dependencies
+	@if command -v cargo-deny >/dev/null; then cargo deny check; \
+	else echo "deny: cargo-deny is not installed: cargo install --locked cargo-deny" >&2; exit 1; fi
+
+clean: ## remove what was built here (not the tools in the cache folder)
+	cargo clean

@@ -1,0 +1,388 @@
+//! Who may write where: the administrator's policy file.
+//!
+//! Takes the file's text, gives rules that are asked for every registration. Must never grant more
+//! than a rule says: a rule grants only what all four of its lists name, and what no rule grants is
+//! refused.
+//!
+//! ```yaml
+//! rules:
+//!   - namespaces: ["*"]                        # names; `*` stands for any characters
+//!     formats: [Json]
+//!     prefixes: ["/services/{namespace}/"]     # what stands before the service in a key
+//!     services: ["*"]                          # names; all when left out
+//!   - namespaces: [shop]
+//!     formats: [Plain]
+//!     prefixes: ["", "/teams/{namespace}/*"]   # no prefix at all; any prefix below one
+//!     services: ["{namespace}.*"]
+//! ```
+
+use serde::Deserialize;
+
+use crate::api::FormatType;
+use crate::model::names;
+
+/// What `{namespace}` is written as.
+const NAMESPACE: &str = "{namespace}";
+
+/// The rules in force. The default is what holds without a file: each namespace may use the format
+/// Json below its own `/services/<namespace>/`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a mapping with the one member `rules`"
+)]
+pub struct Policy {
+    /// Each of them grants; none takes away.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule grants what all of its lists name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a rule: a mapping with the members `namespaces`, `formats`, `prefixes` and, if wanted, `services`"
+)]
+pub struct Rule {
+    /// The namespaces that it is for.
+    pub namespaces: Vec<NamespacePattern>,
+    /// The formats that they may use.
+    pub formats: Vec<FormatType>,
+    /// What may stand before the service in a key.
+    pub prefixes: Vec<PrefixPattern>,
+    /// The names of the services.
+    #[serde(default = "any_service")]
+    pub services: Vec<ServicePattern>,
+}
+
+fn any_service() -> Vec<ServicePattern> {
+    vec![ServicePattern("*".to_owned())]
+}
+
+/// A namespace's name, in which `*` stands for any characters.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NamespacePattern(String);
+
+/// A service's name, in which `*` stands for any characters and `{namespace}` for the namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ServicePattern(String);
+
+/// A prefix, in which `{namespace}` stands for the namespace. It is granted exactly as it stands
+/// there, the empty one too; one that ends with `/*` grants itself and every prefix below it, and
+/// `*` alone any prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PrefixPattern(String);
+
+/// A policy file that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the policy can't be used: {0}")]
+pub struct PolicyError(#[from] serde_yaml::Error);
+
+impl Policy {
+    /// Reads a policy file.
+    ///
+    /// # Errors
+    ///
+    /// Says the place, with line and column, and what is allowed there.
+    pub fn parse(yaml: &str) -> Result<Self, PolicyError> {
+        Ok(serde_yaml::from_str(yaml)?)
+    }
+
+    /// Whether a namespace may use a format with this base (what stands before the service in its
+    /// keys) for this service.
+    #[must_use]
+    pub fn grants(&self, namespace: &str, format: FormatType, base: &str, service: &str) -> bool {
+        self.rules.iter().any(|rule| {
+            rule.concerns(namespace, format)
+                && rule.prefixes.iter().any(|p| p.matches(namespace, base))
+                && rule.services.iter().any(|s| s.matches(namespace, service))
+        })
+    }
+
+    /// What is granted to a namespace for a format: prefixes and services of each rule, for a
+    /// message.
+    pub(super) fn granted(
+        &self,
+        namespace: &str,
+        format: FormatType,
+    ) -> impl Iterator<Item = (String, String)> {
+        self.rules
+            .iter()
+            .filter(move |rule| rule.concerns(namespace, format))
+            .map(|rule| {
+                (
+                    listed(rule.prefixes.iter().map(|prefix| &prefix.0)),
+                    listed(rule.services.iter().map(|service| &service.0)),
+                )
+            })
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            rules: vec![Rule {
+                namespaces: vec![NamespacePattern("*".to_owned())],
+                formats: vec![FormatType::Json],
+                prefixes: vec![PrefixPattern("/services/{namespace}/".to_owned())],
+                services: any_service(),
+            }],
+        }
+    }
+}
+
+impl Rule {
+    fn concerns(&self, namespace: &str, format: FormatType) -> bool {
+        self.formats.contains(&format)
+            && self
+                .namespaces
+                .iter()
+                .any(|pattern| glob(&pattern.0, namespace))
+    }
+}
+
+/// How many names of a list a message repeats: a condition has to stay readable.
+const SHOWN: usize = 8;
+
+/// Names in quotes and brackets, as YAML takes them.
+fn listed<'a>(mut names: impl Iterator<Item = &'a String>) -> String {
+    let mut shown: Vec<String> = names
+        .by_ref()
+        .take(SHOWN)
+        .map(|name| format!("{name:?}"))
+        .collect();
+    if names.next().is_some() {
+        shown.push("...".to_owned());
+    }
+    format!("[{}]", shown.join(", "))
+}
+
+impl ServicePattern {
+    fn matches(&self, namespace: &str, service: &str) -> bool {
+        // A namespace is a DNS label: what it puts into the pattern is no `*`.
+        glob(&self.0.replace(NAMESPACE, namespace), service)
+    }
+}
+
+impl PrefixPattern {
+    fn matches(&self, namespace: &str, base: &str) -> bool {
+        let pattern = self.0.replace(NAMESPACE, namespace);
+        match pattern.strip_suffix('*') {
+            Some(above) => base.starts_with(above),
+            None => base == pattern,
+        }
+    }
+}
+
+impl TryFrom<String> for NamespacePattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        // What a `*` stands for can be anything that a name may hold; `a` is.
+        names::namespace(&text.replace('*', "a")).map_err(|error| {
+            format!(
+                "{text:?} is no pattern of a namespace (`*` stands for any characters): {error}"
+            )
+        })?;
+        Ok(Self(text))
+    }
+}
+
+impl TryFrom<String> for ServicePattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let example = text.replace(NAMESPACE, "a").replace('*', "a");
+        names::service(&example).map_err(|error| {
+            format!(
+                "{text:?} is no pattern of a service (`*` stands for any characters, `{NAMESPACE}` for the namespace): {error}"
+            )
+        })?;
+        Ok(Self(text))
+    }
+}
+
+impl TryFrom<String> for PrefixPattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let example = text.replace(NAMESPACE, "a");
+        let exact = example.strip_suffix('*').unwrap_or(&example);
+        names::prefix(exact).map_err(|error| {
+            format!(
+                "{text:?} is no prefix that can be granted (it ends with a slash, with `/*` for all below it, or is empty; `{NAMESPACE}` stands for the namespace): {error}"
+            )
+        })?;
+        Ok(Self(text))
+    }
+}
+
+/// Whether a text matches a pattern, in which `*` stands for any characters or none. Takes time in
+/// proportion to the product of both lengths at worst, and no memory.
+fn glob(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(mut text) = text.strip_prefix(first) else {
+        return false;
+    };
+    let (middle, last) = match rest.rsplit_once('*') {
+        Some((middle, last)) => (Some(middle), last),
+        None => (None, rest),
+    };
+    // The earliest place is always as good as a later one: what follows a `*` can be anything.
+    for part in middle.into_iter().flat_map(|middle| middle.split('*')) {
+        match text.split_once(part) {
+            Some((_, after)) => text = after,
+            None => return false,
+        }
+    }
+    text.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WIDE: &str = r#"
+rules:
+  - namespaces: ["*"]
+    formats: [Json]
+    prefixes: ["/services/{namespace}/"]
+  - namespaces: [shop, "team-*"]
+    formats: [Plain, Grpc]
+    prefixes: ["", "/teams/{namespace}/*"]
+    services: ["{namespace}.*", web]
+"#;
+
+    #[test]
+    fn rules_grant_what_all_of_their_lists_name() {
+        let policy = Policy::parse(WIDE).unwrap();
+        for (namespace, format, base, service, granted) in [
+            ("shop", FormatType::Json, "/services/shop/", "any", true),
+            ("shop", FormatType::Json, "/services/other/", "any", false),
+            ("shop", FormatType::Json, "/services/shop/x/", "any", false),
+            ("shop", FormatType::Plain, "", "web", true),
+            ("shop", FormatType::Plain, "", "shop.rpc", true),
+            ("shop", FormatType::Plain, "", "other.rpc", false),
+            ("shop", FormatType::Plain, "/", "web", false),
+            ("shop", FormatType::Grpc, "/teams/shop/", "web", true),
+            ("shop", FormatType::Grpc, "/teams/shop/a/b/", "web", true),
+            ("shop", FormatType::Grpc, "/teams/shop2/", "web", false),
+            ("team-a", FormatType::Plain, "/teams/team-a/", "web", true),
+            ("team-a", FormatType::Plain, "/teams/shop/", "web", false),
+            ("team", FormatType::Plain, "", "web", false),
+        ] {
+            assert_eq!(
+                policy.grants(namespace, format, base, service),
+                granted,
+                "{namespace} {format:?} {base:?} {service}"
+            );
+        }
+        assert!(!Policy::parse("rules: []").unwrap().grants(
+            "a",
+            FormatType::Json,
+            "/services/a/",
+            "a"
+        ));
+    }
+
+    #[test]
+    fn the_default_is_each_namespace_below_its_own() {
+        let policy = Policy::default();
+        assert!(policy.grants("a", FormatType::Json, "/services/a/", "x"));
+        assert!(!policy.grants("a", FormatType::Json, "/services/b/", "x"));
+        assert!(!policy.grants("a", FormatType::Plain, "/services/a/", "x"));
+        let written = r#"rules: [{namespaces: ["*"], formats: [Json], prefixes: ["/services/{namespace}/"]}]"#;
+        assert_eq!(Policy::parse(written).unwrap(), policy);
+    }
+
+    #[test]
+    fn a_malformed_file_is_reported_with_its_line_and_what_is_allowed() {
+        for (yaml, fragments) in [
+            ("", &["missing field `rules`"][..]),
+            ("rulez: []", &["unknown field `rulez`, expected `rules`"]),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Jsn]\n    prefixes: []",
+                &["unknown variant `Jsn`", "`Json`, `Plain`, `Grpc`", "line 3"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]",
+                &["missing field `prefixes`", "line 2"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]\n    prefix: [/a/]",
+                &["unknown field `prefix`", "`prefixes`", "line 4"],
+            ),
+            (
+                "rules:\n  - namespaces: [A]\n    formats: [Json]\n    prefixes: [/a/]",
+                &["\"A\" is no pattern of a namespace", "line 2"],
+            ),
+            (
+                "rules:\n  - namespaces: [\"{namespace}\"]\n    formats: [Json]\n    prefixes: [/a/]",
+                &["no pattern of a namespace", "line 2"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]\n    prefixes: [/a]",
+                &["\"/a\" is no prefix", "line 4"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]\n    prefixes: [\"/*/a/\"]",
+                &["is no prefix", "line 4"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]\n    prefixes: [\"/{ns}/\"]",
+                &["is no prefix", "line 4"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]\n    prefixes: [/a*]",
+                &["is no prefix", "line 4"],
+            ),
+            (
+                "rules:\n  - namespaces: [a]\n    formats: [Json]\n    prefixes: [/a/]\n    services: [a/b]",
+                &["no pattern of a service", "line 5"],
+            ),
+            ("rules: [", &["line 2"]),
+        ] {
+            let message = Policy::parse(yaml).unwrap_err().to_string();
+            for fragment in fragments {
+                assert!(message.contains(fragment), "{yaml:?}: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_prefix_can_be_granted() {
+        let policy =
+            Policy::parse("rules: [{namespaces: [a], formats: [Plain], prefixes: ['*']}]").unwrap();
+        for base in ["", "/", "x/", "/services/b/"] {
+            assert!(policy.grants("a", FormatType::Plain, base, "x"), "{base:?}");
+        }
+    }
+
+    /// The plain definition, exponential and obvious.
+    fn slow_glob(pattern: &[u8], text: &[u8]) -> bool {
+        match (pattern, text) {
+            ([], _) => text.is_empty(),
+            ([b'*', rest @ ..], _) => {
+                slow_glob(rest, text)
+                    || text
+                        .split_first()
+                        .is_some_and(|(_, t)| slow_glob(pattern, t))
+            }
+            ([p, rest @ ..], [t, more @ ..]) => p == t && slow_glob(rest, more),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn globs_are_what_they_are_defined_as(pattern in "[ab*]{0,7}", text in "[ab]{0,9}") {
+            prop_assert_eq!(glob(&pattern, &text), slow_glob(pattern.as_bytes(), text.as_bytes()));
+        }
+    }
+}

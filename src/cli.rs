@@ -1,0 +1,299 @@
+//! Commands and flags --> what to do.
+//!
+//! Takes the command line and the environment, gives checked settings. Must never connect to anything.
+//! Every flag has an environment variable; the flags for etcd are the same in every command and are named
+//! as etcdctl names them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::kube::client::ClientOptions;
+use crate::model::names;
+use crate::registry::connection::Settings;
+
+/// Registers the ready endpoints of Kubernetes pods in etcd.
+#[derive(Debug, Parser)]
+#[command(name = "etcd-registrar", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the operator: register what ServiceRegistrations select, until SIGTERM.
+    Run(Box<RunArgs>),
+    /// Print the CustomResourceDefinition as YAML, for `kubectl apply -f -`.
+    Crd,
+    /// Remove all records of a cluster from etcd and free its name. Its operator must not run.
+    Purge(Box<PurgeArgs>),
+}
+
+/// Where etcd is, and how to log in.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "etcd")]
+pub struct EtcdArgs {
+    /// URLs of the etcd members, separated by commas.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_ETCD_ENDPOINTS",
+        // Somebody may have put a password into it, which is refused later and must not be shown before.
+        hide_env_values = true,
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:2379",
+        value_name = "URL,..."
+    )]
+    pub etcd_endpoints: Vec<String>,
+    /// The CA that signed etcd's certificates (PEM); without it, those of the system.
+    #[arg(long, env = "ETCD_REGISTRAR_ETCD_CACERT", value_name = "FILE")]
+    pub etcd_cacert: Option<PathBuf>,
+    /// The client certificate (PEM).
+    #[arg(long, env = "ETCD_REGISTRAR_ETCD_CERT", value_name = "FILE")]
+    pub etcd_cert: Option<PathBuf>,
+    /// The private key of the client certificate (PEM).
+    #[arg(long, env = "ETCD_REGISTRAR_ETCD_KEY", value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
+    /// The user of etcd; its password comes from --etcd-password-file.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_ETCD_USER",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    pub etcd_user: Option<String>,
+    /// The file that holds the user's password.
+    #[arg(long, env = "ETCD_REGISTRAR_ETCD_PASSWORD_FILE", value_name = "FILE")]
+    pub etcd_password_file: Option<PathBuf>,
+}
+
+impl EtcdArgs {
+    /// The settings of a connection.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            endpoints: self
+                .etcd_endpoints
+                .iter()
+                .map(|url| url.trim().to_owned())
+                .collect(),
+            cacert: self.etcd_cacert.clone(),
+            cert: self.etcd_cert.clone(),
+            key: self.etcd_key.clone(),
+            user: self.etcd_user.clone(),
+            password_file: self.etcd_password_file.clone(),
+        }
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For a person.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Whose keys these are.
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// The name of this Kubernetes cluster in etcd: a DNS label that no other cluster has.
+    #[arg(long, env = "ETCD_REGISTRAR_CLUSTER_NAME", value_parser = cluster_name, value_name = "NAME")]
+    pub cluster_name: String,
+    /// Where the operator's own keys stand in etcd; no registration may write there.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_REGISTRAR_PREFIX",
+        default_value = "/registrar/",
+        value_parser = registrar_prefix,
+        value_name = "PREFIX"
+    )]
+    pub registrar_prefix: String,
+}
+
+/// `etcd-registrar run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Whose keys these are.
+    #[command(flatten)]
+    pub name: NameArgs,
+    /// The policy file: who may write where. Without it each namespace may use the Json format below
+    /// /services/<namespace>/. It is read again when it changes.
+    #[arg(long, env = "ETCD_REGISTRAR_POLICY_FILE", value_name = "FILE")]
+    pub policy_file: Option<PathBuf>,
+    /// The TTL of the leader key: so long after a crash the next replica takes over.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_ELECTION_TTL",
+        default_value = "5s",
+        value_parser = election_ttl,
+        value_name = "DURATION"
+    )]
+    pub election_ttl: Duration,
+    /// After how long without Kubernetes the leases are left to expire; 0: never.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_MAX_STALENESS",
+        default_value = "0",
+        value_parser = duration,
+        value_name = "DURATION"
+    )]
+    pub max_staleness: Duration,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_LISTEN",
+        default_value = "0.0.0.0:8080",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+    /// How the log is written.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_LOG_FORMAT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
+    pub log_format: LogFormat,
+    /// How much is logged: error, warn, info, debug or trace, also by module (etcd_registrar::kube=debug).
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_LOG_LEVEL",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
+    pub log_level: String,
+    /// The kubeconfig file; by default as kubectl, then the pod's own ServiceAccount.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_KUBECONFIG",
+        value_name = "FILE",
+        help_heading = "Kubernetes"
+    )]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_CONTEXT",
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    pub context: Option<String>,
+    /// Where etcd is.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+impl RunArgs {
+    /// Which API server, as whom.
+    #[must_use]
+    pub fn kube(&self) -> ClientOptions {
+        ClientOptions {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+        }
+    }
+}
+
+/// `etcd-registrar purge`.
+#[derive(Debug, Args)]
+pub struct PurgeArgs {
+    /// Whose keys are removed.
+    #[command(flatten)]
+    pub name: NameArgs,
+    /// The UID of the cluster (of its kube-system namespace); needed where several are found.
+    #[arg(long, env = "ETCD_REGISTRAR_UID", value_name = "UID")]
+    pub uid: Option<String>,
+    /// Where etcd is.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+fn cluster_name(text: &str) -> Result<String, String> {
+    names::cluster(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn registrar_prefix(text: &str) -> Result<String, String> {
+    names::prefix(text).map_err(|error| error.to_string())?;
+    if text.is_empty() || text == "/" {
+        return Err("the operator's own keys need a prefix of their own, e.g. /registrar/".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// A duration as in Go; a bare 0 is one too.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write for example 5s, 1m30s or 0"))
+}
+
+fn election_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration(text)?;
+    // etcd grants whole seconds, and takes up to a second longer to end a lease.
+    if ttl.subsec_nanos() != 0 || !(2..=60).contains(&ttl.as_secs()) {
+        return Err("write whole seconds from 2s to 60s".into());
+    }
+    Ok(ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_written_as_in_go() {
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(election_ttl("5s"), Ok(Duration::from_secs(5)));
+        for bad in ["1s", "90s", "2500ms", "five"] {
+            assert!(election_ttl(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_run_needs_the_cluster_s_name() {
+        let error = Cli::try_parse_from(["etcd-registrar", "run"])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("--cluster-name"), "{error}");
+        for bad in ["East", "a/b", "", "a.b"] {
+            assert!(
+                Cli::try_parse_from(["etcd-registrar", "run", "--cluster-name", bad]).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn help_holds_no_secret_and_every_flag_has_a_variable() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments().filter(|a| a.get_long().is_some()) {
+                let long = argument.get_long().unwrap();
+                if long == "help" {
+                    continue;
+                }
+                let variable = format!("ETCD_REGISTRAR_{}", long.replace('-', "_").to_uppercase());
+                assert_eq!(
+                    argument.get_env().and_then(|e| e.to_str()),
+                    Some(&*variable),
+                    "{long}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,802 @@
+//! Pods, nodes and registrations --> who wants which key.
+//!
+//! Takes what the watches of Kubernetes deliver, gives the set of keys whose wanted record may have
+//! changed, and for each key the record that is wanted. An event of a pod touches only the registrations
+//! of its namespace. Must never know what stands in etcd, and never do IO or read a clock.
+
+pub mod pods;
+pub mod registrations;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::accept::policy::Policy;
+use crate::accept::{AcceptSettings, Accepted, Refusal, accept};
+use crate::api::reason;
+use crate::engine::etcd::Key;
+use crate::engine::io::Registration;
+use crate::format::{Place, Record};
+use crate::mirror::leases::SlotName;
+use crate::model::endpoint::Target;
+use crate::model::pod::{Node, Pod};
+
+use pods::{PodId, Pods, StoredPod, Uid};
+use registrations::{Member, RegistrationId, Seniority, Standing, StoredRegistration, endpoints};
+
+/// Who wants a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The registration.
+    pub registration: RegistrationId,
+    /// The pod.
+    pub pod: PodId,
+}
+
+/// What a change may have changed; gathered over one step of the engine.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Keys whose wanted record may be another now.
+    pub keys: Vec<Key>,
+    /// Targets that somebody began or ceased to want.
+    pub targets: Vec<Target>,
+    /// Registrations whose counts or standing may be others now.
+    pub registrations: BTreeSet<RegistrationId>,
+    /// Pods that became wanted by a registration (true) or stopped being so (false).
+    pub turned: Vec<(Uid, bool)>,
+    /// Registrations that are gone.
+    pub removed: Vec<Arc<str>>,
+    /// Registrations that are not accepted and keep what they had, and may have lost a pod of it.
+    pub kept: BTreeSet<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Namespace {
+    pods: Vec<PodId>,
+    registrations: Vec<RegistrationId>,
+}
+
+/// The index.
+#[derive(Debug)]
+pub struct Index {
+    settings: AcceptSettings,
+    policy: Policy,
+    pods: Pods,
+    zones: HashMap<Box<str>, (Box<str>, u32)>,
+    namespaces: HashMap<Arc<str>, Namespace>,
+    registrations: Vec<Option<StoredRegistration>>,
+    free: Vec<RegistrationId>,
+    by_name: HashMap<Arc<str>, RegistrationId>,
+    claims: HashMap<Key, SmallVec<[Claim; 1]>>,
+    targets: HashMap<Target, SmallVec<[Claim; 1]>>,
+    epoch: u32,
+}
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+impl Index {
+    /// An empty index.
+    #[must_use]
+    pub fn new(settings: AcceptSettings, policy: Policy) -> Self {
+        Self {
+            settings,
+            policy,
+            pods: Pods::default(),
+            zones: HashMap::new(),
+            namespaces: HashMap::new(),
+            registrations: Vec::new(),
+            free: Vec::new(),
+            by_name: HashMap::new(),
+            claims: HashMap::new(),
+            targets: HashMap::new(),
+            epoch: 0,
+        }
+    }
+
+    // === what is asked ===
+
+    /// The pods.
+    #[must_use]
+    pub fn pods(&self) -> &Pods {
+        &self.pods
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The registration of that number.
+    #[must_use]
+    pub fn registration(&self, id: RegistrationId) -> Option<&StoredRegistration> {
+        self.registrations.get(id as usize)?.as_ref()
+    }
+
+    /// The registration `namespace/name`.
+    #[must_use]
+    pub fn find(&self, full_name: &str) -> Option<RegistrationId> {
+        self.by_name.get(full_name).copied()
+    }
+
+    /// All registrations with their numbers.
+    pub fn registrations(&self) -> impl Iterator<Item = (RegistrationId, &StoredRegistration)> {
+        self.registrations
+            .iter()
+            .enumerate()
+            .filter_map(|(at, entry)| Some((u32::try_from(at).ok()?, entry.as_ref()?)))
+    }
+
+    /// The keys that are wanted by anyone.
+    pub fn wanted_keys(&self) -> impl Iterator<Item = &Key> {
+        self.claims.keys()
+    }
+
+    /// The number of keys that are wanted by anyone.
+    #[must_use]
+    pub fn wanted_count(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// The keys that a registration wants, of all its pods.
+    pub fn keys_of(&self, id: RegistrationId) -> impl Iterator<Item = &Key> {
+        self.registration(id)
+            .into_iter()
+            .flat_map(|r| r.members.values().flat_map(|m| m.keys.iter()))
+    }
+
+    /// The keys that a registration wants for the pod that owns this target.
+    pub fn keys_at(&self, id: RegistrationId, target: &Target) -> &[Key] {
+        let Some(owner) = self.owner(target) else {
+            return &[];
+        };
+        self.registration(id)
+            .and_then(|r| r.members.get(&owner))
+            .map_or(&[], |m| m.keys_for(target))
+    }
+
+    /// All keys of the cluster's own that are wanted for a target.
+    pub fn keys_for<'a>(&'a self, target: &'a Target) -> impl Iterator<Item = &'a Key> {
+        self.targets
+            .get(target)
+            .into_iter()
+            .flatten()
+            .filter_map(|claim| self.member(*claim))
+            .flat_map(move |member| member.keys_for(target))
+    }
+
+    /// The pod that owns a target: of the pods that are wanted there the one that was created last.
+    #[must_use]
+    pub fn owner(&self, target: &Target) -> Option<PodId> {
+        self.targets
+            .get(target)?
+            .iter()
+            .filter_map(|claim| {
+                self.pods
+                    .get(claim.pod)
+                    .map(|pod| ((pod.created, pod.uid), claim.pod))
+            })
+            .max()
+            .map(|(_, id)| id)
+    }
+
+    /// Who wins a key, and the others that want it too.
+    ///
+    /// The older registration wins; of two pods of one registration the older, unless they share the
+    /// target, which is the later one's.
+    #[must_use]
+    pub fn winner(&self, key: &Key) -> Option<(Claim, SmallVec<[Claim; 1]>)> {
+        let mut valid: SmallVec<[Claim; 1]> = self
+            .claims
+            .get(key)?
+            .iter()
+            .copied()
+            .filter(|claim| self.owns_targets(*claim, key))
+            .collect();
+        valid.sort_by(|a, b| self.precedence(*a).cmp(&self.precedence(*b)));
+        let mut claims = valid.into_iter();
+        let first = claims.next()?;
+        Some((first, claims.collect()))
+    }
+
+    /// Whether the pod of a claim owns every target that its record at the key stands for.
+    fn owns_targets(&self, claim: Claim, key: &[u8]) -> bool {
+        let owns = |target: &Target| self.owner(target).is_none_or(|owner| owner == claim.pod);
+        let Some(member) = self.member(claim) else {
+            return false;
+        };
+        if let Some(target) = member.target_of(key) {
+            return owns(target);
+        }
+        member.targets.iter().all(owns)
+            || self
+                .record(claim, key, "")
+                .is_some_and(|record| record.targets.iter().all(owns))
+    }
+
+    fn precedence(&self, claim: Claim) -> (Option<Seniority<'_>>, Option<(i64, Uid)>) {
+        (
+            self.registration(claim.registration)
+                .map(StoredRegistration::seniority),
+            self.pods.get(claim.pod).map(|pod| (pod.created, pod.uid)),
+        )
+    }
+
+    fn member(&self, claim: Claim) -> Option<&Member> {
+        self.registration(claim.registration)?
+            .members
+            .get(&claim.pod)
+    }
+
+    /// The record that a claim wants at a key; `zone` stands in where the pod's is not known.
+    #[must_use]
+    pub fn record(&self, claim: Claim, key: &[u8], zone: &str) -> Option<Record> {
+        let accepted = self.registration(claim.registration)?.serving()?;
+        let pod = self.pods.get(claim.pod)?;
+        let known = self.zone(pod);
+        let zone = if known.is_empty() { zone } else { known };
+        let only = self.member(claim).and_then(|member| member.target_of(key));
+        self.records(accepted, pod, zone, only)
+            .ok()?
+            .into_iter()
+            .find(|record| record.key.as_bytes() == key)
+    }
+
+    /// The zone of a pod: its label, else its node's; empty when unknown.
+    #[must_use]
+    pub fn zone<'a>(&'a self, pod: &'a StoredPod) -> &'a str {
+        pod.label(ZONE_LABEL)
+            .or_else(|| self.zones.get(&*pod.node).map(|(zone, _)| &**zone))
+            .unwrap_or("")
+    }
+
+    fn records(
+        &self,
+        accepted: &Accepted,
+        pod: &StoredPod,
+        zone: &str,
+        only: Option<&Target>,
+    ) -> Result<Vec<Record>, String> {
+        let uid = self.pods.uid_text(pod.uid);
+        let cluster = &self.settings.cluster_name;
+        let found = endpoints(accepted, cluster, pod, &uid, zone, only)?;
+        let place = Place {
+            prefix: &accepted.prefix,
+        };
+        Ok(accepted.format.records(&place, &found))
+    }
+
+    // === what changes it: pods ===
+
+    /// A pod was listed, added or modified. One that is older than what is known is ignored, unless
+    /// `older_too` (Kubernetes was restored from a backup).
+    pub fn apply_pod(&mut self, pod: Pod, older_too: bool, touched: &mut Touched) {
+        let mut packed = self.pods.pack(pod);
+        packed.epoch = self.epoch;
+        let id = match self.pods.find(packed.uid) {
+            Some(id) => {
+                let Some(known) = self.pods.get_mut(id) else {
+                    return;
+                };
+                if packed.resource_version < known.resource_version && !older_too {
+                    known.epoch = packed.epoch;
+                    return;
+                }
+                packed.place = known.place;
+                // A pod that left stays gone, whatever an old view says.
+                packed.left = packed.left || (known.left && !older_too);
+                let same = known.shows_the_same(&packed);
+                self.pods.replace(id, packed);
+                if same {
+                    return;
+                }
+                id
+            }
+            None => {
+                let namespace = Arc::clone(&packed.namespace);
+                let members = self.namespaces.entry(namespace).or_default();
+                packed.place = u32::try_from(members.pods.len()).unwrap_or(u32::MAX);
+                let id = self.pods.insert(packed);
+                members.pods.push(id);
+                id
+            }
+        };
+        self.refresh_pod(id, touched);
+    }
+
+    /// A pod was deleted.
+    pub fn delete_pod(&mut self, uid: &str, touched: &mut Touched) {
+        if let Some(id) = self.pods.find(self.pods.uid(uid)) {
+            self.remove_pod(id, touched);
+        }
+    }
+
+    fn remove_pod(&mut self, id: PodId, touched: &mut Touched) {
+        let Some(pod) = self.pods.get(id) else { return };
+        let (namespace, place) = (Arc::clone(&pod.namespace), pod.place);
+        let members = self.namespaces.entry(Arc::clone(&namespace)).or_default();
+        let registrations = members.registrations.clone();
+        for registration in registrations {
+            self.set_member(registration, id, None, touched);
+            if let Some(stored) = self.registration(registration)
+                && matches!(stored.standing, Standing::Kept { .. })
+            {
+                touched.kept.insert(Arc::clone(&stored.full_name));
+            }
+        }
+        if let Some(members) = self.namespaces.get_mut(&namespace) {
+            if (place as usize) < members.pods.len() {
+                members.pods.swap_remove(place as usize);
+            }
+            if let Some(moved) = members
+                .pods
+                .get(place as usize)
+                .and_then(|m| self.pods.get_mut(*m))
+            {
+                moved.place = place;
+            }
+            if members.pods.is_empty() && members.registrations.is_empty() {
+                self.namespaces.remove(&namespace);
+            }
+        }
+        self.pods.remove(id);
+    }
+
+    fn refresh_pod(&mut self, id: PodId, touched: &mut Touched) {
+        let Some(pod) = self.pods.get(id) else { return };
+        let Some(namespace) = self.namespaces.get(&pod.namespace) else {
+            return;
+        };
+        for at in 0..namespace.registrations.len() {
+            let Some(registration) = self
+                .pods
+                .get(id)
+                .and_then(|pod| self.namespaces.get(&pod.namespace))
+                .and_then(|namespace| namespace.registrations.get(at).copied())
+            else {
+                return;
+            };
+            let member = self.judge(registration, id);
+            self.set_member(registration, id, member, touched);
+        }
+    }
+
+    /// What a pod means to a registration now; `None`: nothing.
+    fn judge(&self, registration: RegistrationId, id: PodId) -> Option<(Member, Option<String>)> {
+        let accepted = self.registration(registration)?.serving()?;
+        let pod = self.pods.get(id)?;
+        if pod.left || !accepted.selector.matches(|key| pod.label(key)) {
+            return None;
+        }
+        let mut member = Member {
+            ready: pod.ready,
+            ..Member::default()
+        };
+        if !(pod.ready || accepted.publish_not_ready) {
+            return Some((member, None));
+        }
+        match self.records(accepted, pod, self.zone(pod), None) {
+            Ok(records) => {
+                member.one_each = true;
+                for record in records {
+                    member.keys.push(record.key.as_bytes().into());
+                    member.one_each &= record.targets.len() == 1;
+                    for target in record.targets {
+                        if member.targets.contains(&target) {
+                            member.one_each = false;
+                        } else {
+                            member.targets.push(target);
+                        }
+                    }
+                }
+                Some((member, None))
+            }
+            // A pod without an address yet is nothing to speak of.
+            Err(_) if pod.ips().next().is_none() => Some((member, None)),
+            Err(why) => {
+                member.lacks = true;
+                Some((member, Some(why)))
+            }
+        }
+    }
+
+    fn set_member(
+        &mut self,
+        registration: RegistrationId,
+        pod: PodId,
+        new: Option<(Member, Option<String>)>,
+        touched: &mut Touched,
+    ) {
+        let Some(stored) = self
+            .registrations
+            .get_mut(registration as usize)
+            .and_then(Option::as_mut)
+        else {
+            return;
+        };
+        let old = stored.members.remove(&pod);
+        if old.is_none() && new.is_none() {
+            let gone = self.pods.get(pod).is_none_or(|pod| pod.left || !pod.ready);
+            if gone && matches!(stored.standing, Standing::Kept { .. }) {
+                touched.kept.insert(Arc::clone(&stored.full_name));
+            }
+            return;
+        }
+        touched.registrations.insert(registration);
+        let Some(known) = self.pods.get(pod) else {
+            return;
+        };
+        let was = old.as_ref().is_some_and(|member| !member.keys.is_empty());
+        if let Some(old) = &old {
+            stored.selected -= 1;
+            stored.ready -= u32::from(old.ready);
+            if old.lacks {
+                stored.lacking.retain(|(name, _)| *name != known.name);
+            }
+        }
+        let mut is = false;
+        let mut new_member = None;
+        if let Some((member, why)) = new {
+            stored.selected += 1;
+            stored.ready += u32::from(member.ready);
+            if let Some(why) = why {
+                stored.lacking.insert((known.name.clone(), why));
+            }
+            is = !member.keys.is_empty();
+            new_member = Some(member);
+        }
+        if was != is {
+            touched.turned.push((known.uid, is));
+        }
+        let claim = Claim { registration, pod };
+        if let Some(old) = old {
+            for target in &old.targets {
+                touched.targets.push(*target);
+                self.touch_target(target, touched);
+                release(&mut self.targets, target, claim);
+            }
+            for key in &old.keys {
+                release(&mut self.claims, key, claim);
+            }
+            touched.keys.extend(old.keys);
+        }
+        if let Some(member) = new_member {
+            for key in &member.keys {
+                self.claims.entry(Arc::clone(key)).or_default().push(claim);
+                touched.keys.push(Arc::clone(key));
+            }
+            let targets = member.targets.clone();
+            if let Some(stored) = self
+                .registrations
+                .get_mut(registration as usize)
+                .and_then(Option::as_mut)
+            {
+                stored.members.insert(pod, member);
+            }
+            for target in &targets {
+                touched.targets.push(*target);
+                self.targets.entry(*target).or_default().push(claim);
+                self.touch_target(target, touched);
+            }
+        }
+    }
+
+    /// Where several want one target, who owns it may have changed, and with it their keys.
+    fn touch_target(&self, target: &Target, touched: &mut Touched) {
+        if self
+            .targets
+            .get(target)
+            .is_some_and(|claims| claims.len() > 1)
+        {
+            touched.keys.extend(self.keys_for(target).cloned());
+        }
+    }
+
+    // === what changes it: nodes ===
+
+    /// A node was listed, added or modified.
+    pub fn apply_node(&mut self, node: Node, touched: &mut Touched) {
+        let epoch = self.epoch;
+        let known = self.zones.get(&node.name).map_or("", |(zone, _)| zone);
+        let changed = *known != *node.zone;
+        let name = node.name.clone();
+        self.zones.insert(node.name, (node.zone, epoch));
+        if changed {
+            self.refresh_node(&name, touched);
+        }
+    }
+
+    /// A node was deleted.
+    pub fn delete_node(&mut self, name: &str, touched: &mut Touched) {
+        if self
+            .zones
+            .remove(name)
+            .is_some_and(|(zone, _)| !zone.is_empty())
+        {
+            self.refresh_node(name, touched);
+        }
+    }
+
+    fn refresh_node(&mut self, name: &str, touched: &mut Touched) {
+        let on_node: Vec<PodId> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| *pod.node == *name)
+            .map(|(id, _)| id)
+            .collect();
+        for id in on_node {
+            self.refresh_pod(id, touched);
+        }
+    }
+
+    // === what changes it: registrations ===
+
+    /// A registration was listed, added or modified.
+    pub fn apply_registration(
+        &mut self,
+        object: Registration,
+        older_too: bool,
+        touched: &mut Touched,
+    ) {
+        let full_name = format!("{}/{}", object.namespace, object.name);
+        if object.deleting {
+            self.delete_registration(&full_name, &object.uid, touched);
+            return;
+        }
+        if let Some(id) = self.by_name.get(&*full_name).copied() {
+            let known_uid = self
+                .registration(id)
+                .map(|r| r.uid.clone())
+                .unwrap_or_default();
+            if known_uid != object.uid {
+                // Deleted and made anew while we did not look.
+                self.delete_registration(&full_name, &known_uid, touched);
+            }
+        }
+        let spec = object.spec.map(Box::new);
+        let status = object.status.map(Box::new);
+        if let Some(id) = self.by_name.get(&*full_name).copied() {
+            let epoch = self.epoch;
+            let Some(stored) = self
+                .registrations
+                .get_mut(id as usize)
+                .and_then(Option::as_mut)
+            else {
+                return;
+            };
+            stored.epoch = epoch;
+            if object.resource_version < stored.resource_version && !older_too {
+                return;
+            }
+            stored.resource_version = object.resource_version;
+            stored.status = status;
+            touched.registrations.insert(id);
+            if stored.generation == object.generation && stored.spec == spec {
+                return;
+            }
+            stored.generation = object.generation;
+            stored.spec = spec;
+            self.rejudge(id, touched);
+            return;
+        }
+        let full_name: Arc<str> = full_name.into();
+        let namespace: Arc<str> = object.namespace.into();
+        let stored = StoredRegistration {
+            namespace: Arc::clone(&namespace),
+            name: object.name.into(),
+            full_name: Arc::clone(&full_name),
+            uid: object.uid,
+            generation: object.generation,
+            resource_version: object.resource_version,
+            created: object.created,
+            standing: Standing::Kept {
+                refusal: Refusal {
+                    reason: reason::UNREADABLE,
+                    message: String::new(),
+                },
+                last: None,
+            },
+            slot: None,
+            spec,
+            status,
+            selected: 0,
+            ready: 0,
+            lacking: BTreeSet::new(),
+            members: HashMap::new(),
+            epoch: self.epoch,
+        };
+        let id = if let Some(id) = self.free.pop() {
+            if let Some(slot) = self.registrations.get_mut(id as usize) {
+                *slot = Some(stored);
+            }
+            id
+        } else {
+            self.registrations.push(Some(stored));
+            u32::try_from(self.registrations.len() - 1).unwrap_or(u32::MAX)
+        };
+        self.by_name.insert(full_name, id);
+        self.namespaces
+            .entry(namespace)
+            .or_default()
+            .registrations
+            .push(id);
+        self.rejudge(id, touched);
+    }
+
+    /// A registration was deleted; one of that name with another UID is not meant.
+    pub fn delete_registration(&mut self, full_name: &str, uid: &str, touched: &mut Touched) {
+        let Some(id) = self.by_name.get(full_name).copied() else {
+            return;
+        };
+        let Some(stored) = self.registration(id) else {
+            return;
+        };
+        if stored.uid != uid {
+            return;
+        }
+        let namespace = Arc::clone(&stored.namespace);
+        touched.removed.push(Arc::clone(&stored.full_name));
+        let mut members: Vec<PodId> = stored.members.keys().copied().collect();
+        members.sort_unstable();
+        for pod in members {
+            self.set_member(id, pod, None, touched);
+        }
+        self.by_name.remove(full_name);
+        if let Some(slot) = self.registrations.get_mut(id as usize) {
+            *slot = None;
+        }
+        self.free.push(id);
+        touched.registrations.remove(&id);
+        if let Some(members) = self.namespaces.get_mut(&namespace) {
+            members.registrations.retain(|other| *other != id);
+            if members.pods.is_empty() && members.registrations.is_empty() {
+                self.namespaces.remove(&namespace);
+            }
+        }
+    }
+
+    /// The policy is another: every registration is judged by it.
+    pub fn set_policy(&mut self, policy: Policy, touched: &mut Touched) {
+        if policy == self.policy {
+            return;
+        }
+        self.policy = policy;
+        let all: Vec<RegistrationId> = self.by_name.values().copied().collect();
+        for id in all {
+            self.rejudge(id, touched);
+        }
+    }
+
+    /// Accepts or refuses a registration anew and looks at every pod of its namespace.
+    fn rejudge(&mut self, id: RegistrationId, touched: &mut Touched) {
+        let Some(stored) = self
+            .registrations
+            .get_mut(id as usize)
+            .and_then(Option::as_mut)
+        else {
+            return;
+        };
+        touched.registrations.insert(id);
+        let verdict = match &stored.spec {
+            Ok(spec) => accept(
+                &stored.namespace,
+                &stored.name,
+                spec,
+                &self.policy,
+                &self.settings,
+            ),
+            Err(why) => Err(Refusal {
+                reason: reason::UNREADABLE,
+                message: why.clone(),
+            }),
+        };
+        stored.standing = match verdict {
+            Ok(accepted) => Standing::Serving(Arc::new(accepted)),
+            Err(refusal) => {
+                let last = match &stored.standing {
+                    Standing::Serving(accepted) => Some(Arc::clone(accepted)),
+                    Standing::Kept { last, .. } => last.clone(),
+                };
+                Standing::Kept { refusal, last }
+            }
+        };
+        let slot = stored.serving().map(|accepted| slot_name(stored, accepted));
+        stored.slot = slot.map(Arc::new);
+        let mut pods: BTreeSet<PodId> = stored.members.keys().copied().collect();
+        let namespace = Arc::clone(&stored.namespace);
+        if stored.serving().is_some()
+            && let Some(namespace) = self.namespaces.get(&namespace)
+        {
+            pods.extend(namespace.pods.iter().copied());
+        }
+        for pod in pods {
+            let member = self.judge(id, pod);
+            self.set_member(id, pod, member, touched);
+        }
+    }
+
+    // === lists ===
+
+    /// A list begins: what it does not name by its end is gone.
+    pub fn begin_list(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// The list of pods that began at `epoch` is complete.
+    pub fn end_pods(&mut self, epoch: u32, touched: &mut Touched) {
+        let gone: Vec<PodId> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| older(pod.epoch, epoch))
+            .map(|(id, _)| id)
+            .collect();
+        for id in gone {
+            self.remove_pod(id, touched);
+        }
+    }
+
+    /// The list of nodes that began at `epoch` is complete.
+    pub fn end_nodes(&mut self, epoch: u32, touched: &mut Touched) {
+        let mut gone: Vec<Box<str>> = self
+            .zones
+            .iter()
+            .filter(|(_, (_, seen))| older(*seen, epoch))
+            .map(|(name, _)| name.clone())
+            .collect();
+        gone.sort_unstable();
+        for name in gone {
+            self.delete_node(&name, touched);
+        }
+    }
+
+    /// The list of registrations that began at `epoch` is complete.
+    pub fn end_registrations(&mut self, epoch: u32, touched: &mut Touched) {
+        let gone: Vec<(Arc<str>, String)> = self
+            .registrations()
+            .filter(|(_, stored)| older(stored.epoch, epoch))
+            .map(|(_, stored)| (Arc::clone(&stored.full_name), stored.uid.clone()))
+            .collect();
+        for (name, uid) in gone {
+            self.delete_registration(&name, &uid, touched);
+        }
+    }
+
+    /// The number of the newest list that began.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+}
+
+/// Whether a list number comes before another; numbers wrap around.
+fn older(seen: u32, epoch: u32) -> bool {
+    seen != epoch && epoch.wrapping_sub(seen) < u32::MAX / 2
+}
+
+/// The slot that a registration's records belong on.
+fn slot_name(stored: &StoredRegistration, accepted: &Accepted) -> SlotName {
+    SlotName {
+        registration: Arc::clone(&stored.full_name),
+        scope: accepted.scope.as_str().into(),
+        ttl: accepted.ttl,
+        format: accepted.format.name().into(),
+        prefix: accepted.prefix.as_str().into(),
+        service: accepted.service.as_str().into(),
+    }
+}
+
+fn release<K: std::hash::Hash + Eq>(
+    map: &mut HashMap<K, SmallVec<[Claim; 1]>>,
+    key: &K,
+    claim: Claim,
+) {
+    if let Some(claims) = map.get_mut(key) {
+        if let Some(at) = claims.iter().position(|other| *other == claim) {
+            claims.swap_remove(at);
+        }
+        if claims.is_empty() {
+            map.remove(key);
+        }
+    }
+}

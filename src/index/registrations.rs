@@ -1,0 +1,220 @@
+//! Registrations as the index keeps them, and which endpoints of a pod one of them wants.
+//!
+//! Takes an accepted registration and a pod, gives endpoints or the reason why there is none. Must
+//! never look at etcd.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::accept::{Accepted, AddressKind, Refusal};
+use crate::api::ServiceRegistrationStatus;
+use crate::engine::etcd::Key;
+use crate::mirror::leases::SlotName;
+use crate::model::endpoint::{Endpoint, Target};
+use crate::model::pod::ContainerPort;
+
+use super::pods::{PodId, StoredPod, addresses};
+
+/// The number of a registration in the index.
+pub type RegistrationId = u32;
+
+/// What orders two registrations that want one key: creation, namespace, name; the least comes first.
+pub type Seniority<'a> = (i64, &'a str, &'a str);
+
+/// What is to be done for a registration.
+#[derive(Clone, Debug)]
+pub enum Standing {
+    /// It is accepted and served.
+    Serving(Arc<Accepted>),
+    /// It can't be read or is not accepted: what it had registered is kept.
+    Kept {
+        /// Why.
+        refusal: Refusal,
+        /// What was accepted last, if this process saw it.
+        last: Option<Arc<Accepted>>,
+    },
+}
+
+/// What one pod means to one registration.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Member {
+    /// It is Ready, or need not be, and has not left.
+    pub(super) ready: bool,
+    /// Why it has no endpoint although it is ready.
+    pub(super) lacks: bool,
+    /// The keys that it wants.
+    pub(super) keys: SmallVec<[Key; 1]>,
+    /// The targets that these stand for.
+    pub(super) targets: SmallVec<[Target; 1]>,
+    /// Each key stands for the one target at its place. Of a pod with many ports and two addresses, a
+    /// change of one then concerns no other.
+    pub(super) one_each: bool,
+}
+
+impl Member {
+    /// The keys of a target, as far as the format tells them apart.
+    pub(super) fn keys_for(&self, target: &Target) -> &[Key] {
+        match self.targets.iter().position(|known| known == target) {
+            Some(at) if self.one_each => self.keys.get(at..=at).unwrap_or_default(),
+            Some(_) => &self.keys,
+            None => &[],
+        }
+    }
+
+    /// The target of a key, if it is one alone.
+    pub(super) fn target_of(&self, key: &[u8]) -> Option<&Target> {
+        if !self.one_each {
+            return None;
+        }
+        let at = self.keys.iter().position(|known| **known == *key)?;
+        self.targets.get(at)
+    }
+}
+
+/// A registration.
+#[derive(Debug)]
+pub struct StoredRegistration {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+    /// `namespace/name`, the name that its leases carry.
+    pub full_name: Arc<str>,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.resourceVersion`.
+    pub resource_version: u64,
+    /// `metadata.creationTimestamp`, seconds since 1970.
+    pub created: i64,
+    /// What is to be done for it.
+    pub standing: Standing,
+    /// The slot that its records belong on, while it is served.
+    pub slot: Option<Arc<SlotName>>,
+    /// The spec as it was read, to be accepted again under a new policy.
+    pub(super) spec: Result<Box<crate::api::ServiceRegistrationSpec>, String>,
+    /// The status as the API server showed it last.
+    pub status: Option<Box<ServiceRegistrationStatus>>,
+    /// Pods that the selector matches and that have not finished.
+    pub selected: u32,
+    /// Those of them that are ready.
+    pub ready: u32,
+    /// Names of pods that are ready and have no endpoint, with the reason.
+    pub lacking: BTreeSet<(Box<str>, String)>,
+    pub(super) members: HashMap<PodId, Member>,
+    pub(super) epoch: u32,
+}
+
+impl StoredRegistration {
+    /// What is accepted and served now.
+    #[must_use]
+    pub fn serving(&self) -> Option<&Arc<Accepted>> {
+        match &self.standing {
+            Standing::Serving(accepted) => Some(accepted),
+            Standing::Kept { .. } => None,
+        }
+    }
+
+    /// What orders two registrations that want one key: the older comes first.
+    #[must_use]
+    pub fn seniority(&self) -> Seniority<'_> {
+        (self.created, &self.namespace, &self.name)
+    }
+}
+
+/// The endpoints of a pod, or why a ready pod has none.
+pub(super) fn endpoints(
+    accepted: &Accepted,
+    cluster: &str,
+    pod: &StoredPod,
+    uid: &str,
+    zone: &str,
+    only: Option<&Target>,
+) -> Result<Vec<Endpoint>, String> {
+    let ips: Vec<IpAddr> = match accepted.address {
+        AddressKind::Pod => addresses(pod.ips(), &accepted.families),
+        AddressKind::Host => addresses(pod.host_ips.iter().copied(), &accepted.families),
+    };
+    if ips.is_empty() {
+        return Err("has no address that can be published".into());
+    }
+    let metadata = metadata(accepted, pod);
+    let mut found = Vec::with_capacity(ips.len() * accepted.ports.len());
+    for port in &accepted.ports {
+        let declared = pod.ports.iter().find(|declared: &&ContainerPort| {
+            declared.protocol == port.protocol
+                && match port.number {
+                    Some(number) => declared.port == number,
+                    None => *declared.name == *port.name,
+                }
+        });
+        let container_port = match (port.number, declared) {
+            (Some(number), _) => number,
+            (None, Some(declared)) => declared.port,
+            (None, None) => {
+                return Err(format!(
+                    "has no container port named {:?} with protocol {}",
+                    port.name,
+                    port.protocol.as_str()
+                ));
+            }
+        };
+        let number = match accepted.address {
+            AddressKind::Pod => container_port,
+            AddressKind::Host if pod.host_network => container_port,
+            AddressKind::Host => match declared {
+                Some(declared) if declared.host_port != 0 => declared.host_port,
+                _ => return Err(format!("has no hostPort for port {:?}", port.name)),
+            },
+        };
+        for ip in &ips {
+            let target = Target {
+                ip: *ip,
+                port: number,
+                protocol: port.protocol,
+            };
+            if only.is_some_and(|only| *only != target) {
+                continue;
+            }
+            found.push(Endpoint {
+                target,
+                port_name: port.name.clone(),
+                scheme: port.scheme.clone(),
+                cluster: cluster.to_owned(),
+                namespace: pod.namespace.to_string(),
+                service: accepted.service.clone(),
+                pod: pod.name.to_string(),
+                uid: uid.to_owned(),
+                node: pod.node.to_string(),
+                zone: zone.to_owned(),
+                weight: accepted.weight,
+                metadata: metadata.clone(),
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn metadata(accepted: &Accepted, pod: &StoredPod) -> Vec<(String, String)> {
+    let mut entries: Vec<(String, String)> = Vec::new();
+    let labels = accepted.labels.iter().map(|key| (key, pod.label(key)));
+    let annotations = accepted
+        .annotations
+        .iter()
+        .map(|key| (key, pod.annotation(key)));
+    for (key, value) in labels.chain(annotations) {
+        if let Some(value) = value {
+            entries.push((key.clone(), value.to_owned()));
+        }
+    }
+    entries.extend(accepted.statics.iter().cloned());
+    // Of one name the last counts: what the registration says itself beats what pods say.
+    entries.reverse();
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    entries.dedup_by(|next, kept| next.0 == kept.0);
+    entries
+}

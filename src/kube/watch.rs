@@ -1,0 +1,387 @@
+//! Carries bytes between a [`Session`] and the API server: one task for each resource.
+//!
+//! Takes a client and orders to list anew; gives [`Input::Kube`] through a bounded channel, which
+//! slows the reading down when the engine is behind. Must never decide what an answer means: that
+//! is the session's, which is tested without IO.
+//!
+//! kube's own `watcher` is not used since it hides the resource versions of lists and bookmarks.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::admin::metrics::Metrics;
+use crate::engine::io::{Input, KubeInput, Resource, WatchProblem};
+
+use super::client::KubeClient;
+use super::session::{Ask, End, Flow, Session, backoff};
+use super::wire::Refusal;
+use super::{Heard, LogLimit, explain};
+
+/// Objects a page, as kubectl and client-go ask for.
+const PAGE_LIMIT: u32 = 500;
+
+/// How long a watch lasts, in seconds, less than twice that with jitter: a half-open connection is
+/// noticed by its end, and three watches a minute cost an API server nothing.
+const WATCH_SECONDS: f64 = 30.0;
+
+/// The timeout asked for with a streaming list, which may take long in a large cluster; once the
+/// list is complete, the stream is ended from here as early as any other watch.
+const LIST_SECONDS: u64 = 300;
+
+/// The API server ends a watch itself; one that is still open so long after has lost it.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The longest wait for the first byte of an answer. Consistent reads wait up to 3 s in the API
+/// server for its cache, and a loaded one takes a while.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The longest pause within a list: its objects are there and only have to be sent.
+const LIST_PAUSE: Duration = Duration::from_secs(15);
+
+/// The longest line or page, in bytes: etcd holds objects of at most 1.5 MiB by default, and a page
+/// of [`PAGE_LIMIT`] of those is the worst that can come.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// So many failures in a row are told: with the backoff that is about a second.
+const FAILURES_THAT_LAST: u32 = 4;
+
+/// A buffer that grew above this for one list or object is given back.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// Orders to list anew; only the newest of a resource counts.
+#[derive(Debug)]
+pub struct Relists {
+    pods: watch::Sender<u64>,
+    nodes: watch::Sender<u64>,
+    registrations: watch::Sender<u64>,
+}
+
+impl Relists {
+    /// No orders yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            pods: watch::Sender::new(0),
+            nodes: watch::Sender::new(0),
+            registrations: watch::Sender::new(0),
+        }
+    }
+
+    /// Carries out [`crate::engine::io::Effect::Relist`].
+    pub fn order(&self, resource: Resource, number: u64) {
+        self.of(resource).send_replace(number);
+    }
+
+    /// What [`run`] takes.
+    #[must_use]
+    pub fn subscribe(&self, resource: Resource) -> watch::Receiver<u64> {
+        self.of(resource).subscribe()
+    }
+
+    fn of(&self, resource: Resource) -> &watch::Sender<u64> {
+        match resource {
+            Resource::Pods => &self.pods,
+            Resource::Nodes => &self.nodes,
+            Resource::Registrations => &self.registrations,
+        }
+    }
+}
+
+impl Default for Relists {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What all watches share.
+#[derive(Clone)]
+pub struct Watching {
+    /// The connection.
+    pub client: KubeClient,
+    /// To the engine.
+    pub inputs: mpsc::Sender<Input>,
+    /// Told of every line that is received.
+    pub heard: Heard,
+    /// Counts lists, restarts and objects that were not understood.
+    pub metrics: Metrics,
+}
+
+/// Lists and watches a resource of all namespaces; ends only when the engine is gone.
+///
+/// A panic-free loop of: wait as long as the failures so far demand, ask what the session says,
+/// hand on what it makes of the answer. An order to list anew drops the request under way.
+pub async fn run(resource: Resource, watching: Watching, mut orders: watch::Receiver<u64>) {
+    let mut task = Task {
+        session: Session::new(resource),
+        watching,
+        buffer: Vec::new(),
+        inputs: Vec::new(),
+        lists: 0,
+        not_understood: 0,
+        log: LogLimit::new(),
+        trouble: LogLimit::new(),
+        in_trouble: false,
+    };
+    loop {
+        sleep(backoff(task.session.failures(), rand::random())).await;
+        task.session.relist(*orders.borrow_and_update());
+        // What a dropped request had not delivered yet is not missed: a list replaces all of it.
+        task.inputs.clear();
+        let asked = tokio::select! {
+            asked = task.ask() => asked,
+            Ok(()) = orders.changed() => Ok(()),
+        };
+        if asked.is_err() {
+            return;
+        }
+    }
+}
+
+/// The engine takes no more inputs.
+struct Gone;
+
+struct Task {
+    session: Session,
+    watching: Watching,
+    /// One line or page, reused.
+    buffer: Vec<u8>,
+    /// What the session gave and the engine has not taken yet.
+    inputs: Vec<KubeInput>,
+    /// Lists that the metric knows of.
+    lists: u64,
+    /// Objects not understood that the metric knows of.
+    not_understood: u64,
+    log: LogLimit,
+    trouble: LogLimit,
+    /// The log says that this watch does not work.
+    in_trouble: bool,
+}
+
+impl Task {
+    /// Asks once and hands on all that follows from it.
+    async fn ask(&mut self) -> Result<(), Gone> {
+        let began = Instant::now();
+        let ask = self.session.next_ask();
+        let end = match &ask {
+            Ask::StreamList => self.stream(None).await?,
+            Ask::Watch(version) => self.stream(Some(*version)).await?,
+            Ask::Page(token) => {
+                let token = token.as_deref().map(|token| format!("&continue={token}"));
+                let query = format!("limit={PAGE_LIMIT}{}", token.unwrap_or_default());
+                match self.body(&query).await {
+                    Ok(()) => {
+                        self.session.page(&self.buffer, &mut self.inputs);
+                        None
+                    }
+                    Err(end) => Some(end),
+                }
+            }
+            Ask::Check => match self.body("limit=1").await {
+                Ok(()) => {
+                    self.session.checked(&self.buffer, &mut self.inputs);
+                    None
+                }
+                Err(end) => Some(end),
+            },
+        };
+        if let Some(end) = end {
+            self.ended(end, began.elapsed()).await;
+        }
+        self.deliver().await?;
+        if self.buffer.capacity() > KEPT_BYTES {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    async fn ended(&mut self, end: End, lasted: Duration) {
+        let resource = self.session.resource();
+        tracing::debug!(?resource, ?end, ?lasted, "a request of a watch ended");
+        if !matches!(end, End::Closed { due: true } | End::Aged) {
+            self.watching.metrics.watch_restarted(resource);
+        }
+        // The credentials may have been rotated, or the API server moved, on disk.
+        let reload = match &end {
+            End::Refused(refusal) => refusal.code == 401,
+            End::Failed(_) => true,
+            _ => false,
+        };
+        self.session.ended(end, lasted, &mut self.inputs);
+        if reload && let Err(error) = self.watching.client.reload().await {
+            tracing::warn!(%error, "the configuration for Kubernetes can't be read again");
+        }
+    }
+
+    /// Reads a stream line by line until it ends; `None`: a line of it said what is next.
+    async fn stream(&mut self, from: Option<u64>) -> Result<Option<End>, Gone> {
+        let lifetime = Duration::from_secs_f64(WATCH_SECONDS * (1.0 + rand::random::<f64>()));
+        let (query, asked) = match from {
+            Some(version) => (format!("&resourceVersion={version}"), lifetime),
+            // Without a resource version the list is a consistent one.
+            None => (
+                "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
+                Duration::from_secs(LIST_SECONDS),
+            ),
+        };
+        let asked = Duration::from_secs(asked.as_secs());
+        let query = format!(
+            "watch=true&allowWatchBookmarks=true&timeoutSeconds={}{query}",
+            asked.as_secs()
+        );
+        let began = Instant::now();
+        let mut reader = match self.open(&query).await {
+            Ok(reader) => reader.take(MAX_BYTES),
+            Err(end) => return Ok(Some(end)),
+        };
+        self.session.opened(&mut self.inputs);
+        self.deliver().await?;
+        // The end of a watch is known from the start, that of a list only once it is complete.
+        let mut deadline = from.map(|_| began + asked + GRACE);
+        loop {
+            self.buffer.clear();
+            reader.set_limit(MAX_BYTES);
+            let until = deadline.unwrap_or_else(|| Instant::now() + LIST_PAUSE);
+            match timeout_at(until, reader.read_until(b'\n', &mut self.buffer)).await {
+                Err(_) if from.is_none() && deadline.is_some() => return Ok(Some(End::Aged)),
+                Err(_) => return Ok(Some(End::Silent)),
+                Ok(Err(error)) => return Ok(Some(End::Broke(error.to_string()))),
+                Ok(Ok(0)) => {
+                    // A second, since the API server counts from a little later.
+                    let due = began.elapsed() + Duration::from_secs(1) >= asked;
+                    return Ok(Some(End::Closed { due }));
+                }
+                Ok(Ok(_)) if self.buffer.last() != Some(&b'\n') => {
+                    return Ok(Some(End::Broke("it broke within a line".to_owned())));
+                }
+                Ok(Ok(_)) => self.watching.heard.now(),
+            }
+            let flow = self.session.line(&self.buffer, &mut self.inputs);
+            self.deliver().await?;
+            if flow == Flow::Drop {
+                return Ok(None);
+            }
+            if deadline.is_none() && !self.session.listing() {
+                deadline = Some(Instant::now() + lifetime);
+            }
+        }
+    }
+
+    /// Reads a whole answer into the buffer.
+    async fn body(&mut self, query: &str) -> Result<(), End> {
+        let mut reader = self.open(query).await?.take(MAX_BYTES);
+        self.buffer.clear();
+        loop {
+            // Piece by piece, so that a pause is noticed however long the whole takes.
+            let piece = timeout(LIST_PAUSE, reader.fill_buf())
+                .await
+                .map_err(|_| End::Silent)?
+                .map_err(|error| End::Broke(error.to_string()))?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            self.buffer.extend_from_slice(piece);
+            let read = piece.len();
+            reader.consume_unpin(read);
+            self.watching.heard.now();
+        }
+    }
+
+    async fn open(&self, query: &str) -> Result<Pin<Box<dyn AsyncBufRead + Send>>, End> {
+        let path = match self.session.resource() {
+            Resource::Pods => "/api/v1/pods",
+            Resource::Nodes => "/api/v1/nodes",
+            Resource::Registrations => "/apis/etcd-registrar.io/v1alpha1/serviceregistrations",
+        };
+        // Tokens of pages are base64 for URLs, so nothing in a query needs escapes.
+        let request = http::Request::get(format!("{path}?{query}"))
+            .body(Vec::new())
+            .map_err(|error| End::Failed(error.to_string()))?;
+        let client = self.watching.client.current();
+        match timeout(ANSWER_TIMEOUT, client.request_stream(request)).await {
+            Ok(Ok(reader)) => {
+                self.watching.heard.now();
+                Ok(Box::pin(reader))
+            }
+            Ok(Err(kube::Error::Api(status))) => Err(End::Refused(Refusal {
+                code: status.code,
+                message: status.message,
+            })),
+            Ok(Err(error)) => Err(End::Failed(format!(
+                "{}: {}",
+                self.watching.client.server(),
+                explain(&error)
+            ))),
+            Err(_) => Err(End::Failed(format!(
+                "{}: no answer within {} s",
+                self.watching.client.server(),
+                ANSWER_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    async fn deliver(&mut self) -> Result<(), Gone> {
+        self.count();
+        self.tell();
+        for input in self.inputs.drain(..) {
+            self.watching
+                .inputs
+                .send(Input::Kube(input))
+                .await
+                .map_err(|_| Gone)?;
+        }
+        Ok(())
+    }
+
+    /// Says when this watch does not work, and when it works again.
+    fn tell(&mut self) {
+        for input in &self.inputs {
+            match input {
+                KubeInput::Broken {
+                    problem, message, ..
+                } => {
+                    // A connection that is lost and back at once is everyday life.
+                    let lasts = *problem != WatchProblem::Unreachable
+                        || self.session.failures() >= FAILURES_THAT_LAST;
+                    if lasts && let Some(more) = self.trouble.pass(std::time::Instant::now()) {
+                        self.in_trouble = true;
+                        tracing::warn!(more, "{message}");
+                    }
+                }
+                KubeInput::ListDone { resource, .. } | KubeInput::Bookmark { resource, .. }
+                    if self.in_trouble =>
+                {
+                    self.in_trouble = false;
+                    tracing::info!(?resource, "the watch of Kubernetes works again");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn count(&mut self) {
+        let resource = self.session.resource();
+        let lists = self.session.lists();
+        if lists > self.lists {
+            self.watching.metrics.listed(resource, lists - self.lists);
+            self.lists = lists;
+        }
+        let (total, last) = self.session.take_not_understood();
+        let Some(last) = last else { return };
+        self.watching
+            .metrics
+            .unparsable(resource, total - self.not_understood);
+        self.not_understood = total;
+        if let Some(more) = self.log.pass(std::time::Instant::now()) {
+            tracing::warn!(
+                ?resource,
+                object = last,
+                more,
+                "an object of Kubernetes is not understood and left out"
+            );
+        }
+    }
+}

@@ -1,0 +1,776 @@
+//! The operator's copy of what etcd holds under its prefixes.
+//!
+//! Takes snapshots, events of watches and answers of transactions, gives the keys that changed. A watch
+//! may lag behind an answer: what an answer showed is never undone by an older event. Must never do IO,
+//! read a clock, or know what is wanted.
+
+pub mod leases;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::engine::etcd::{Event, Key, KeyValue, LeaseId, Range, Revision};
+use crate::format::Format;
+use crate::index::pods::Uid;
+use crate::model::endpoint::Socket;
+
+use leases::{Leases, SlotName};
+
+/// A key as the mirror holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The value.
+    pub value: Box<[u8]>,
+    /// The lease; 0: none.
+    pub lease: LeaseId,
+    /// The revision at which it came into being.
+    pub create_revision: Revision,
+    /// The revision of its last change.
+    pub mod_revision: Revision,
+    /// It was seen under a lease of ours since it came into being.
+    pub ours: bool,
+    /// It was read from etcd, and not only answered to a write.
+    pub read: bool,
+    /// What it stands for, where it is ours and could be read.
+    pub socket: Option<Socket>,
+}
+
+/// A key that changed, with the address of what stood there before.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// The key.
+    pub key: Key,
+    /// The address of the record that stood there.
+    pub before: Option<Socket>,
+    /// It was a read or an event that showed it, and not an answer to a write.
+    pub read: bool,
+}
+
+/// The mirror.
+#[derive(Debug)]
+pub struct Mirror {
+    leases_prefix: String,
+    records: BTreeMap<Key, Record>,
+    /// Keys of which an answer knows more than the watch has delivered, and up to which revision.
+    ahead: HashMap<Key, Revision>,
+    leases: Leases,
+    sockets: HashMap<Socket, SmallVec<[Key; 1]>>,
+    /// The records on a lease of which it is not known that they are ours, or what they stand for: the key
+    /// of the lease may still tell it.
+    untold: HashMap<LeaseId, BTreeSet<Key>>,
+    /// Whose record stands at a key, where its value does not say; it goes with the next change of the key.
+    pods: HashMap<Key, Uid>,
+    /// What is followed, and up to which revision it was delivered; 0: no snapshot yet.
+    ranges: BTreeMap<Range, Revision>,
+}
+
+impl Mirror {
+    /// An empty mirror; `leases_prefix` is where this cluster's slots stand, uid included.
+    #[must_use]
+    pub fn new(leases_prefix: String) -> Self {
+        Self {
+            leases_prefix,
+            records: BTreeMap::new(),
+            ahead: HashMap::new(),
+            leases: Leases::default(),
+            sockets: HashMap::new(),
+            untold: HashMap::new(),
+            pods: HashMap::new(),
+            ranges: BTreeMap::new(),
+        }
+    }
+
+    // === what is asked ===
+
+    /// What stands at a key.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&Record> {
+        self.records.get(key)
+    }
+
+    /// The mod revision of a key; 0 when it does not stand.
+    #[must_use]
+    pub fn mod_revision(&self, key: &[u8]) -> Revision {
+        self.records
+            .get(key)
+            .map_or(0, |record| record.mod_revision)
+    }
+
+    /// Everything below a prefix, in order.
+    pub fn below(&self, prefix: &[u8]) -> impl Iterator<Item = (&Key, &Record)> {
+        let range = Range::prefix(prefix);
+        self.records
+            .range::<[u8], _>((Bound::Included(&*range.start), Bound::Excluded(&*range.end)))
+    }
+
+    /// Everything in a range, in order.
+    pub fn in_range(&self, range: &Range) -> impl Iterator<Item = (&Key, &Record)> {
+        self.records
+            .range::<[u8], _>((Bound::Included(&*range.start), Bound::Excluded(&*range.end)))
+    }
+
+    /// Whether a reading of keys and revisions alone, at `revision`, shows something else. What came
+    /// into being or changed later is left out.
+    #[must_use]
+    pub fn differs_from(
+        &self,
+        range: &Range,
+        revision: Revision,
+        keys: &[(Key, Revision)],
+    ) -> bool {
+        let missed = keys
+            .iter()
+            .any(|(key, at)| self.mod_revision(key) < *at && !self.ahead.contains_key(key));
+        let seen: HashSet<&Key> = keys.iter().map(|(key, _)| key).collect();
+        missed
+            || self
+                .in_range(range)
+                .any(|(key, record)| record.mod_revision <= revision && !seen.contains(key))
+    }
+
+    /// The number of keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether nothing is mirrored.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The leases.
+    #[must_use]
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Our records that stand for an address and port, of whatever protocol.
+    #[must_use]
+    pub fn keys_at(&self, socket: &Socket) -> &[Key] {
+        self.sockets.get(socket).map_or(&[], |keys| keys)
+    }
+
+    /// The pod that a record stands for, as far as it was told by [`Mirror::note_pod`].
+    #[must_use]
+    pub fn pod_at(&self, key: &[u8]) -> Option<Uid> {
+        self.pods.get(key).copied()
+    }
+
+    /// Whether a range that holds the key was read.
+    #[must_use]
+    pub fn covers(&self, key: &[u8]) -> bool {
+        self.reached_for(key) > 0
+    }
+
+    /// Whether an answer told of the key what its watch has not delivered yet.
+    #[must_use]
+    pub fn is_ahead(&self, key: &[u8]) -> bool {
+        self.ahead.contains_key(key)
+    }
+
+    /// Up to which revision the range that holds the key was delivered; ranges don't overlap.
+    fn reached_for(&self, key: &[u8]) -> Revision {
+        let last = Range {
+            start: key.into(),
+            end: [0xff; 1].as_slice().into(),
+        };
+        self.ranges
+            .range(..=last)
+            .next_back()
+            .filter(|(range, _)| range.contains(key))
+            .map_or(0, |(_, reached)| *reached)
+    }
+
+    /// Whether everything that is followed was delivered up to a revision, but for ranges that can't be read.
+    #[must_use]
+    pub fn reached(&self, revision: Revision, unreadable: impl Fn(&Range) -> bool) -> bool {
+        let mut ranges = self.ranges.iter();
+        !self.ranges.is_empty()
+            && ranges.all(|(range, reached)| *reached >= revision || unreadable(range))
+    }
+
+    /// Whether this one range was delivered up to a revision.
+    #[must_use]
+    pub fn range_reached(&self, range: &Range, revision: Revision) -> bool {
+        self.ranges
+            .get(range)
+            .is_some_and(|reached| *reached >= revision)
+    }
+
+    // === what changes it ===
+
+    /// Where this cluster's slots stand, once the UID is known. Before any snapshot only.
+    pub fn set_leases_prefix(&mut self, prefix: String) {
+        self.leases_prefix = prefix;
+    }
+
+    /// What is followed from now on. What no range holds any more is forgotten.
+    pub fn follow(&mut self, ranges: &[Range], changed: &mut Vec<Changed>) {
+        let old = std::mem::take(&mut self.ranges);
+        for range in ranges {
+            let reached = old.get(range).copied().unwrap_or(0);
+            self.ranges.insert(range.clone(), reached);
+        }
+        for range in old.keys() {
+            if self.ranges.contains_key(range) {
+                continue;
+            }
+            let orphans: Vec<Key> = self
+                .keys_in(range)
+                .into_iter()
+                .filter(|key| !self.ranges.keys().any(|other| other.contains(key)))
+                .collect();
+            for key in orphans {
+                self.ahead.remove(&key);
+                self.set(&key, None, true, changed);
+            }
+        }
+    }
+
+    /// All that stands in a range at a revision.
+    pub fn snapshot(
+        &mut self,
+        range: &Range,
+        revision: Revision,
+        records: Vec<KeyValue>,
+        changed: &mut Vec<Changed>,
+    ) {
+        let Some(reached) = self.ranges.get_mut(range) else {
+            return;
+        };
+        // Behind what a watch had delivered: etcd was restored or wiped, and no answer from before counts.
+        let went_back = revision < *reached;
+        *reached = revision;
+        self.ahead
+            .retain(|key, known| !range.contains(key) || (*known > revision && !went_back));
+        let mut gone: HashSet<Key> = self.keys_in(range).into_iter().collect();
+        // Slots first, so that records are known for ours when they are looked at.
+        let (slots, rest): (Vec<_>, Vec<_>) = records
+            .into_iter()
+            .partition(|kv| kv.key.starts_with(self.leases_prefix.as_bytes()));
+        for kv in slots.into_iter().chain(rest) {
+            gone.remove(&kv.key);
+            if !self.ahead.contains_key(&kv.key) {
+                let key = Arc::clone(&kv.key);
+                self.set(&key, Some(kv), true, changed);
+            }
+        }
+        for key in gone {
+            if !self.ahead.contains_key(&key) {
+                self.set(&key, None, true, changed);
+            }
+        }
+    }
+
+    /// What a watch delivered.
+    pub fn events(
+        &mut self,
+        range: &Range,
+        revision: Revision,
+        events: Vec<Event>,
+        changed: &mut Vec<Changed>,
+    ) {
+        let Some(reached) = self.ranges.get_mut(range) else {
+            return;
+        };
+        *reached = revision.max(*reached);
+        for event in events {
+            let (key, at, kv) = match event {
+                Event::Put(kv) => (Arc::clone(&kv.key), kv.mod_revision, Some(kv)),
+                Event::Delete(key, revision) => (key, revision, None),
+            };
+            if let Some(known) = self.ahead.get(&key).copied() {
+                if at < known {
+                    continue;
+                }
+                self.ahead.remove(&key);
+                if kv.is_none() && self.get(&key).is_none() {
+                    // The answer showed it already; now it was read.
+                    changed.push(Changed {
+                        key,
+                        before: None,
+                        read: true,
+                    });
+                    continue;
+                }
+            }
+            self.set(&key, kv, true, changed);
+        }
+    }
+
+    /// All watches have delivered everything up to a revision.
+    pub fn progress(&mut self, revision: Revision) {
+        for reached in self.ranges.values_mut() {
+            if *reached > 0 {
+                *reached = revision.max(*reached);
+            }
+        }
+        self.ahead.retain(|_, known| *known > revision);
+    }
+
+    /// What an answer at `revision` showed of a key: by a read of it (`read`), or as the effect of a write.
+    pub fn answer(
+        &mut self,
+        key: &Key,
+        kv: Option<KeyValue>,
+        revision: Revision,
+        read: bool,
+        changed: &mut Vec<Changed>,
+    ) {
+        // A watch or a later answer may know more already.
+        let known = self
+            .ahead
+            .get(key)
+            .copied()
+            .unwrap_or(0)
+            .max(self.mod_revision(key));
+        if known > revision {
+            return;
+        }
+        if self.reached_for(key) >= revision {
+            return;
+        }
+        self.ahead.insert(Arc::clone(key), revision);
+        self.set(key, kv, read, changed);
+    }
+
+    /// The record that came to stand at a key at this revision is that of a pod: for formats whose values
+    /// don't say so.
+    pub fn note_pod(&mut self, key: &Key, at: Revision, pod: Uid) {
+        if self.mod_revision(key) == at && at != 0 && self.pods.get(key) != Some(&pod) {
+            self.pods.insert(Arc::clone(key), pod);
+        }
+    }
+
+    /// A lease was granted by this process in this term.
+    pub fn granted(&mut self, id: LeaseId, name: Arc<SlotName>) {
+        let lease = self.leases.entry(id);
+        lease.own = true;
+        lease.name = Some(name);
+    }
+
+    /// A lease turned out lost, or was revoked: it is never used again.
+    pub fn disown(&mut self, id: LeaseId) {
+        if let Some(lease) = self.leases.get_mut(id) {
+            lease.own = false;
+        }
+        self.leases.tidy(id);
+    }
+
+    /// The term is over: no lease is of one's own.
+    pub fn end_term(&mut self) {
+        self.leases.end_term();
+    }
+
+    fn keys_in(&self, range: &Range) -> Vec<Key> {
+        self.records
+            .range::<[u8], _>((Bound::Included(&*range.start), Bound::Excluded(&*range.end)))
+            .map(|(key, _)| Arc::clone(key))
+            .collect()
+    }
+
+    fn set(&mut self, key: &Key, kv: Option<KeyValue>, read: bool, changed: &mut Vec<Changed>) {
+        let before = self
+            .records
+            .get(&**key)
+            .map(|r| (r.lease, r.create_revision, r.ours, r.socket));
+        match kv {
+            None => {
+                if before.is_none() {
+                    return;
+                }
+                self.records.remove(&**key);
+            }
+            Some(kv) => {
+                if let Some(known) = self.records.get_mut(&**key)
+                    && known.mod_revision == kv.mod_revision
+                    && known.value == kv.value
+                    && known.lease == kv.lease
+                {
+                    if read && !known.read {
+                        known.read = true;
+                        changed.push(Changed {
+                            key: Arc::clone(key),
+                            before: known.socket,
+                            read,
+                        });
+                    }
+                    return;
+                }
+                let seen_ours =
+                    before.is_some_and(|(_, create, ours, _)| ours && create == kv.create_revision);
+                let record = Record {
+                    ours: seen_ours || self.leases.is_ours(kv.lease),
+                    value: kv.value,
+                    lease: kv.lease,
+                    create_revision: kv.create_revision,
+                    mod_revision: kv.mod_revision,
+                    read,
+                    socket: None,
+                };
+                self.records.insert(Arc::clone(key), record);
+            }
+        }
+        self.pods.remove(key);
+        changed.push(Changed {
+            key: Arc::clone(key),
+            before: before.and_then(|b| b.3),
+            read,
+        });
+        if let Some((_, _, _, Some(socket))) = before {
+            self.unlink(&socket, key);
+        }
+        if key.starts_with(self.leases_prefix.as_bytes()) {
+            self.set_slot(key, changed);
+        } else {
+            let after = self.records.get(&**key).map(|record| record.lease);
+            self.count(before.map(|b| b.0), after);
+            self.link(key);
+            self.note_untold(key, before.map(|b| b.0));
+        }
+    }
+
+    fn count(&mut self, before: Option<LeaseId>, after: Option<LeaseId>) {
+        if before == after {
+            return;
+        }
+        if let Some(id) = before.filter(|id| *id != 0) {
+            if let Some(lease) = self.leases.get_mut(id) {
+                lease.records = lease.records.saturating_sub(1);
+            }
+            self.leases.tidy(id);
+        }
+        if let Some(id) = after.filter(|id| *id != 0) {
+            self.leases.entry(id).records += 1;
+        }
+    }
+
+    /// Notes what one of our records stands for.
+    fn link(&mut self, key: &Key) {
+        let Some(record) = self.records.get(&**key) else {
+            return;
+        };
+        if !record.ours {
+            return;
+        }
+        let Some(name) = self
+            .leases
+            .get(record.lease)
+            .and_then(|lease| lease.name.clone())
+        else {
+            return;
+        };
+        let socket = socket_of(&name, key, &record.value);
+        if let Some(record) = self.records.get_mut(&**key) {
+            record.socket = socket;
+        }
+        if let Some(socket) = socket {
+            self.sockets
+                .entry(socket)
+                .or_default()
+                .push(Arc::clone(key));
+        }
+    }
+
+    fn unlink(&mut self, socket: &Socket, key: &Key) {
+        if let Some(keys) = self.sockets.get_mut(socket) {
+            keys.retain(|other| other != key);
+            if keys.is_empty() {
+                self.sockets.remove(socket);
+            }
+        }
+    }
+
+    /// A key below `leases/` changed.
+    fn set_slot(&mut self, key: &Key, changed: &mut Vec<Changed>) {
+        let Some(id) = lease_of(&self.leases_prefix, key) else {
+            return;
+        };
+        let Some(record) = self.records.get(&**key) else {
+            let Some(lease) = self.leases.get_mut(id) else {
+                return;
+            };
+            lease.key_stands = false;
+            let name = lease.name.clone().filter(|_| lease.records > 0);
+            self.leases.tidy(id);
+            // What stands on it wants the key back.
+            for record_key in name
+                .map(|name| self.keys_in(&Range::prefix(name.scope.as_bytes())))
+                .unwrap_or_default()
+            {
+                if let Some(record) = self
+                    .records
+                    .get(&*record_key)
+                    .filter(|record| record.lease == id)
+                {
+                    changed.push(Changed {
+                        key: record_key,
+                        before: record.socket,
+                        read: true,
+                    });
+                }
+            }
+            return;
+        };
+        // Someone may have put it without its lease: then it says nothing about that lease's end.
+        let name = serde_json::from_slice::<SlotName>(&record.value).ok();
+        let create_revision = record.create_revision;
+        let lease = self.leases.entry(id);
+        lease.key_stands = true;
+        lease.create_revision = create_revision;
+        if lease.name.is_none() {
+            lease.name = name.map(Arc::new);
+        }
+        // Two watches have no order: its records may have come first.
+        let Some(name) = lease.name.clone() else {
+            return;
+        };
+        let untold = self.untold.get(&id).into_iter().flatten();
+        let in_scope: Vec<Key> = untold
+            .filter(|key| key.starts_with(name.scope.as_bytes()))
+            .cloned()
+            .collect();
+        for record_key in in_scope {
+            let Some(record) = self.records.get_mut(&*record_key) else {
+                continue;
+            };
+            record.ours = true;
+            let before = record.socket;
+            if before.is_none() {
+                self.link(&record_key);
+            }
+            self.note_untold(&record_key, Some(id));
+            changed.push(Changed {
+                key: record_key,
+                before,
+                read: true,
+            });
+        }
+    }
+
+    /// Notes whether the key of its lease may still tell something of a record.
+    fn note_untold(&mut self, key: &Key, lease_before: Option<LeaseId>) {
+        if let Some(id) = lease_before
+            && let Some(keys) = self.untold.get_mut(&id)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.untold.remove(&id);
+            }
+        }
+        if let Some(record) = self.records.get(&**key)
+            && record.lease != 0
+            && (!record.ours || record.socket.is_none())
+        {
+            let keys = self.untold.entry(record.lease).or_default();
+            keys.insert(Arc::clone(key));
+        }
+    }
+}
+
+/// The id of the lease that a key below `leases/<uid>/` names, in hex.
+#[must_use]
+pub fn lease_of(leases_prefix: &str, key: &[u8]) -> Option<LeaseId> {
+    let hex = std::str::from_utf8(key.strip_prefix(leases_prefix.as_bytes())?).ok()?;
+    i64::from_str_radix(hex, 16).ok().filter(|id| *id > 0)
+}
+
+/// What a record of a slot stands for.
+#[must_use]
+pub fn socket_of(name: &SlotName, key: &[u8], value: &[u8]) -> Option<Socket> {
+    let format = Format::by_name(&name.format)?;
+    format
+        .read(&name.prefix, key, value)
+        .ok()?
+        .socket
+        .map(|socket| (socket.ip(), socket.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCOPE: &str = "/services/shop/web/";
+    const KEY: &str = "/services/shop/web/east/10.1.2.3:8080";
+    const VALUE: &str = r#"{"address":"10.1.2.3:8080","host":"10.1.2.3","port":8080,"portName":"http","protocol":"TCP","scheme":"","family":"IPv4","cluster":"east","namespace":"shop","service":"web","pod":"web-0","uid":"u","node":"n","zone":"","weight":100,"metadata":{}}"#;
+
+    fn key(text: &str) -> Key {
+        Arc::from(text.as_bytes())
+    }
+
+    fn kv(text: &str, lease: LeaseId, create: Revision, at: Revision) -> KeyValue {
+        KeyValue {
+            key: key(text),
+            value: VALUE.as_bytes().into(),
+            lease,
+            create_revision: create,
+            mod_revision: at,
+        }
+    }
+
+    fn slot(at: Revision) -> KeyValue {
+        let name = SlotName {
+            registration: "shop/web".into(),
+            scope: SCOPE.into(),
+            ttl: 60,
+            format: "Json".into(),
+            prefix: "/services/".into(),
+            service: "web".into(),
+        };
+        KeyValue {
+            value: serde_json::to_vec(&name).unwrap().into(),
+            ..kv("/registrar/east/leases/uid/0000000000000007", 7, at, at)
+        }
+    }
+
+    fn mirror() -> (Mirror, Range, Range) {
+        let mut mirror = Mirror::new("/registrar/east/leases/uid/".into());
+        let (own, scope) = (
+            Range::prefix(b"/registrar/east/"),
+            Range::prefix(SCOPE.as_bytes()),
+        );
+        mirror.follow(&[own.clone(), scope.clone()], &mut Vec::new());
+        (mirror, own, scope)
+    }
+
+    fn snapshot(mirror: &mut Mirror, range: &Range, at: Revision, records: Vec<KeyValue>) -> usize {
+        let mut changed = Vec::new();
+        mirror.snapshot(range, at, records, &mut changed);
+        changed.len()
+    }
+
+    #[test]
+    fn an_older_event_does_not_undo_an_answer() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 5, vec![]);
+        let mut changed = Vec::new();
+        mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 8)), 8, false, &mut changed);
+        mirror.answer(&key(KEY), None, 10, false, &mut changed);
+        mirror.events(&scope, 8, vec![Event::Put(kv(KEY, 7, 8, 8))], &mut changed);
+        assert!(mirror.get(KEY.as_bytes()).is_none());
+        mirror.events(&scope, 10, vec![Event::Delete(key(KEY), 10)], &mut changed);
+        mirror.events(
+            &scope,
+            11,
+            vec![Event::Put(kv(KEY, 7, 11, 11))],
+            &mut changed,
+        );
+        assert_eq!(mirror.mod_revision(KEY.as_bytes()), 11);
+    }
+
+    #[test]
+    fn an_answer_is_no_reading_until_the_watch_shows_it() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 5, vec![]);
+        let mut changed = Vec::new();
+        mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 8)), 8, false, &mut changed);
+        assert!(!mirror.get(KEY.as_bytes()).unwrap().read);
+        mirror.events(&scope, 8, vec![Event::Put(kv(KEY, 7, 8, 8))], &mut changed);
+        assert!(mirror.get(KEY.as_bytes()).unwrap().read);
+        assert!(changed.last().unwrap().read);
+    }
+
+    #[test]
+    fn a_removal_is_shown_by_its_event_too() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 5, vec![kv(KEY, 7, 4, 4)]);
+        let mut changed = Vec::new();
+        mirror.answer(&key(KEY), None, 8, false, &mut changed);
+        assert!(mirror.is_ahead(KEY.as_bytes()));
+        changed.clear();
+        mirror.events(&scope, 8, vec![Event::Delete(key(KEY), 8)], &mut changed);
+        assert!(!mirror.is_ahead(KEY.as_bytes()));
+        assert_eq!(changed.len(), 1);
+        assert!(changed.first().unwrap().read);
+    }
+
+    #[test]
+    fn only_what_the_key_of_a_lease_still_has_to_tell_is_remembered() {
+        let (mut mirror, own, scope) = mirror();
+        snapshot(&mut mirror, &own, 5, vec![]);
+        snapshot(&mut mirror, &scope, 5, vec![]);
+        let mut changed = Vec::new();
+        mirror.events(&scope, 8, vec![Event::Put(kv(KEY, 7, 8, 8))], &mut changed);
+        assert!(!mirror.get(KEY.as_bytes()).unwrap().ours);
+        assert_eq!(mirror.untold.len(), 1);
+        mirror.events(&own, 8, vec![Event::Put(slot(8))], &mut changed);
+        assert!(mirror.get(KEY.as_bytes()).unwrap().ours);
+        assert!(mirror.untold.is_empty());
+        mirror.events(&scope, 9, vec![Event::Put(kv(KEY, 9, 8, 9))], &mut changed);
+        assert!(mirror.untold.contains_key(&9));
+        mirror.events(&scope, 10, vec![Event::Delete(key(KEY), 10)], &mut changed);
+        assert!(mirror.untold.is_empty());
+    }
+
+    #[test]
+    fn a_late_answer_does_not_undo_an_event() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 5, vec![]);
+        let mut changed = Vec::new();
+        mirror.events(&scope, 9, vec![Event::Put(kv(KEY, 7, 8, 9))], &mut changed);
+        mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 8)), 8, false, &mut changed);
+        assert_eq!(mirror.mod_revision(KEY.as_bytes()), 9);
+    }
+
+    #[test]
+    fn a_snapshot_from_before_an_answer_keeps_it_and_one_of_a_restored_etcd_does_not() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 5, vec![]);
+        mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 8)), 8, false, &mut Vec::new());
+        snapshot(&mut mirror, &scope, 7, vec![]);
+        assert_eq!(mirror.mod_revision(KEY.as_bytes()), 8);
+        snapshot(&mut mirror, &scope, 3, vec![]);
+        assert!(mirror.get(KEY.as_bytes()).is_none());
+        assert!(mirror.range_reached(&scope, 3) && !mirror.range_reached(&scope, 4));
+    }
+
+    #[test]
+    fn a_record_is_ours_by_the_key_of_its_lease_in_whatever_order_they_come() {
+        for slot_first in [true, false] {
+            let (mut mirror, own, scope) = mirror();
+            let mut steps: Vec<(&Range, KeyValue)> =
+                vec![(&own, slot(4)), (&scope, kv(KEY, 7, 4, 4))];
+            if !slot_first {
+                steps.reverse();
+            }
+            for (range, found) in steps {
+                snapshot(&mut mirror, range, 5, vec![found]);
+            }
+            let record = mirror.get(KEY.as_bytes()).unwrap();
+            assert!(record.ours, "slot first: {slot_first}");
+            let socket = record.socket.unwrap();
+            assert_eq!(mirror.keys_at(&socket), [key(KEY)]);
+            assert_eq!(mirror.leases().get(7).unwrap().records, 1);
+        }
+    }
+
+    #[test]
+    fn a_record_stays_ours_whatever_is_done_to_it_until_it_comes_into_being_anew() {
+        let (mut mirror, own, scope) = mirror();
+        snapshot(&mut mirror, &own, 5, vec![slot(4)]);
+        snapshot(&mut mirror, &scope, 5, vec![kv(KEY, 7, 4, 4)]);
+        let mut changed = Vec::new();
+        mirror.events(&scope, 6, vec![Event::Put(kv(KEY, 0, 4, 6))], &mut changed);
+        assert!(mirror.get(KEY.as_bytes()).unwrap().ours);
+        assert_eq!(mirror.leases().get(7).unwrap().records, 0);
+        mirror.events(&scope, 7, vec![Event::Delete(key(KEY), 7)], &mut changed);
+        mirror.events(&scope, 8, vec![Event::Put(kv(KEY, 0, 8, 8))], &mut changed);
+        assert!(!mirror.get(KEY.as_bytes()).unwrap().ours);
+    }
+
+    #[test]
+    fn a_reading_of_keys_alone_shows_what_the_watch_missed() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 5, vec![kv(KEY, 7, 4, 4)]);
+        assert!(!mirror.differs_from(&scope, 5, &[(key(KEY), 4)]));
+        assert!(mirror.differs_from(&scope, 5, &[]));
+        assert!(mirror.differs_from(&scope, 6, &[(key(KEY), 6)]));
+        let other = key("/services/shop/web/east/10.1.2.4:8080");
+        assert!(mirror.differs_from(&scope, 5, &[(key(KEY), 4), (other, 5)]));
+    }
+}

@@ -1,0 +1,344 @@
+//! What is wanted and what stands --> what is to be done at each key.
+//!
+//! Takes the index and the mirror, gives for one key what it needs. Must never remember anything, do IO
+//! or read a clock: the same index and mirror give the same plan, whatever happened before.
+
+pub mod ranges;
+pub mod slots;
+
+use std::sync::Arc;
+
+use crate::accept::still_granted;
+use crate::engine::etcd::{Key, LeaseId};
+use crate::format::Format;
+use crate::index::pods::{PodId, Uid};
+use crate::index::registrations::{RegistrationId, Standing};
+use crate::index::{Claim, Index};
+use crate::mirror::leases::SlotName;
+use crate::mirror::{Mirror, Record};
+use crate::model::endpoint::{Protocol, Socket, Target};
+
+/// What a key needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nobody wants it and nothing of ours stands there.
+    Nothing,
+    /// It stands as the claim wants it.
+    Right(Claim),
+    /// What stands is kept, though nobody may change it now (suspended, not accepted).
+    Keep,
+    /// The record is to be put.
+    Put(Box<Put>),
+    /// The record is right, but the key of its lease below `leases/` is gone.
+    LeaseKey(LeaseId, Arc<SlotName>),
+    /// The record is to be deleted.
+    Delete,
+    /// Something else has to happen first.
+    Wait(Wait),
+    /// What stands there is not ours.
+    Foreign(Claim),
+}
+
+/// A record that is to be put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Who wants it.
+    pub claim: Claim,
+    /// The value.
+    pub value: Vec<u8>,
+    /// The slot that it belongs on.
+    pub slot: Arc<SlotName>,
+    /// What it stands for.
+    pub targets: Vec<Target>,
+}
+
+/// What a key waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The snapshot of its scope.
+    Snapshot,
+    /// Another pod's record of the same address has to go first.
+    Address,
+    /// The record that takes this one's place has to stand first.
+    Successor,
+}
+
+/// What one key needs now.
+#[must_use]
+pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
+    let record = mirror.get(key);
+    let Some((claim, _)) = index.winner(key) else {
+        return match record {
+            Some(record) if record.ours => stale(index, mirror, key, record),
+            _ => Need::Nothing,
+        };
+    };
+    let Some(stored) = index.registration(claim.registration) else {
+        return Need::Nothing;
+    };
+    let Some(accepted) = stored.serving() else {
+        return Need::Nothing;
+    };
+    if accepted.suspend {
+        return if record.is_some() {
+            Need::Keep
+        } else {
+            Need::Nothing
+        };
+    }
+    if !mirror.covers(key) {
+        return Need::Wait(Wait::Snapshot);
+    }
+    let Some(slot) = &stored.slot else {
+        return Need::Nothing;
+    };
+    let zone = record
+        .filter(|r| r.ours)
+        .map(|r| known_zone(index, claim, slot, key, r))
+        .unwrap_or_default();
+    let Some(wanted) = index.record(claim, key, &zone) else {
+        return Need::Nothing;
+    };
+    if let Some(record) = record {
+        if !record.ours {
+            return Need::Foreign(claim);
+        }
+        if *record.value == *wanted.value
+            && let Some(lease) = mirror.leases().get(record.lease)
+            && lease
+                .name
+                .as_deref()
+                .is_some_and(|name| same_slot(name, slot))
+        {
+            if lease.key_stands {
+                return Need::Right(claim);
+            }
+            return Need::LeaseKey(
+                record.lease,
+                lease.name.clone().unwrap_or_else(|| Arc::clone(slot)),
+            );
+        }
+    }
+    if record
+        .and_then(|record| record.socket)
+        .is_some_and(|socket| {
+            wanted
+                .targets
+                .iter()
+                .all(|target| target.socket() != socket)
+        })
+    {
+        // A key never gets another address: some readers would keep the old one for ever.
+        return Need::Delete;
+    }
+    let free = wanted
+        .targets
+        .iter()
+        .all(|target| address_is_free(index, mirror, key, claim, target));
+    if !free {
+        // Two keys of a pod that lost its address would wait for each other.
+        let another = |record| pod_of(index, mirror, key, record) != Some(claim.pod);
+        return if record.is_some_and(another) {
+            Need::Delete
+        } else {
+            Need::Wait(Wait::Address)
+        };
+    }
+    Need::Put(Box::new(Put {
+        claim,
+        value: wanted.value,
+        slot: Arc::clone(slot),
+        targets: wanted.targets,
+    }))
+}
+
+/// A record's lease is right for its registration, scope and TTL, whoever granted it.
+fn same_slot(a: &SlotName, b: &SlotName) -> bool {
+    a.registration == b.registration && a.scope == b.scope && a.ttl == b.ttl
+}
+
+/// The zone that stands in a record of the same pod: an unknown one must not replace it.
+fn known_zone(index: &Index, claim: Claim, slot: &SlotName, key: &[u8], record: &Record) -> String {
+    let Some(pod) = index.pods().get(claim.pod) else {
+        return String::new();
+    };
+    if !index.zone(pod).is_empty() {
+        return String::new();
+    }
+    read_uid_and_zone(slot, key, &record.value)
+        .filter(|(uid, _)| *uid == index.pods().uid_text(pod.uid))
+        .map(|(_, zone)| zone)
+        .unwrap_or_default()
+}
+
+fn read_uid_and_zone(slot: &SlotName, key: &[u8], value: &[u8]) -> Option<(String, String)> {
+    let found = Format::by_name(&slot.format)?
+        .read(&slot.prefix, key, value)
+        .ok()?;
+    Some((found.uid?, found.zone.unwrap_or_default()))
+}
+
+/// Whether no other record of this cluster holds the target for another pod.
+fn address_is_free(
+    index: &Index,
+    mirror: &Mirror,
+    key: &Key,
+    claim: Claim,
+    target: &Target,
+) -> bool {
+    mirror
+        .keys_at(&target.socket())
+        .iter()
+        .filter(|other| *other != key)
+        .all(|other| {
+            let Some(record) = mirror.get(other) else {
+                return true;
+            };
+            let other_protocol = mirror
+                .leases()
+                .get(record.lease)
+                .and_then(|lease| lease.name.as_ref())
+                .and_then(|slot| {
+                    Format::by_name(&slot.format)?
+                        .read(&slot.prefix, other, &record.value)
+                        .ok()
+                })
+                .is_some_and(|found| !found.holds(target))
+                || is_wanted_for_others(index, other, record, target);
+            other_protocol
+                || pod_of(index, mirror, other, record).is_some_and(|pod| pod == claim.pod)
+        })
+}
+
+/// Whether a record that stands as it is wanted stands for other targets: not every format tells the
+/// protocol.
+fn is_wanted_for_others(index: &Index, key: &Key, record: &Record, target: &Target) -> bool {
+    index
+        .winner(key)
+        .and_then(|(claim, _)| index.record(claim, key, ""))
+        .is_some_and(|wanted| *wanted.value == *record.value && !wanted.targets.contains(target))
+}
+
+/// The pod that a record was written for, where that can be told.
+fn pod_of(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Option<PodId> {
+    let slot = mirror.leases().get(record.lease)?.name.clone()?;
+    if let Some(uid) = uid_of(index, mirror, &slot, key, record) {
+        return index.pods().find(uid);
+    }
+    // Nobody has said: it is the winner's if it is what the winner wants.
+    let (claim, _) = index.winner(key)?;
+    let wanted = index.record(claim, key, "")?;
+    (*wanted.value == *record.value).then_some(claim.pod)
+}
+
+/// The pod that a record names, or that it was seen to stand for where the format has no room for a name.
+fn uid_of(
+    index: &Index,
+    mirror: &Mirror,
+    slot: &SlotName,
+    key: &[u8],
+    record: &Record,
+) -> Option<Uid> {
+    read_uid_and_zone(slot, key, &record.value)
+        .map(|(uid, _)| index.pods().uid(&uid))
+        .or_else(|| mirror.pod_at(key))
+}
+
+/// What becomes of a record of ours that nobody wants.
+fn stale(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Need {
+    let Some(slot) = mirror
+        .leases()
+        .get(record.lease)
+        .and_then(|lease| lease.name.clone())
+    else {
+        // Its lease is not ours any more (someone put it anew): nobody's wish but ours made it.
+        return Need::Delete;
+    };
+    let Some(id) = index.find(&slot.registration) else {
+        return Need::Delete;
+    };
+    let Some(stored) = index.registration(id) else {
+        return Need::Delete;
+    };
+    match &stored.standing {
+        Standing::Serving(accepted) if accepted.suspend => Need::Keep,
+        Standing::Serving(_) => match record.socket {
+            Some(socket)
+                if pod_of(index, mirror, key, record)
+                    .is_some_and(|pod| awaits_successor(index, mirror, id, pod, socket)) =>
+            {
+                Need::Wait(Wait::Successor)
+            }
+            _ => Need::Delete,
+        },
+        Standing::Kept { last, .. } => {
+            let granted = Format::by_name(&slot.format).is_some_and(|format| {
+                still_granted(
+                    index.policy(),
+                    &stored.namespace,
+                    &format,
+                    &slot.prefix,
+                    &slot.service,
+                )
+            });
+            let may_be_unready = last.as_ref().is_none_or(|last| last.publish_not_ready);
+            if granted && !has_left(index, mirror, &slot, key, record, may_be_unready) {
+                Need::Keep
+            } else {
+                Need::Delete
+            }
+        }
+    }
+}
+
+/// Whether the registration has a new record for the endpoint that does not stand yet: the new key
+/// comes before the old one goes. (That of another pod waits in its turn until the old one is gone.)
+fn awaits_successor(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    pod: PodId,
+    socket: Socket,
+) -> bool {
+    let targets = Protocol::ALL.map(|protocol| Target {
+        ip: socket.0,
+        port: socket.1,
+        protocol,
+    });
+    targets
+        .iter()
+        .filter(|target| index.owner(target) == Some(pod))
+        .flat_map(|target| index.keys_at(id, target))
+        .any(|new| {
+            !mirror
+                .get(new)
+                .is_some_and(|record| record.ours && record.read)
+                // One that another registration wins never comes; those of the pod's other endpoints
+                // have predecessors of their own.
+                && index.winner(new).is_some_and(|(claim, _)| {
+                    claim.registration == id
+                        && claim.pod == pod
+                        && index.record(claim, new, "").is_some_and(|wanted| {
+                            wanted.targets.iter().any(|target| target.socket() == socket)
+                        })
+                })
+        })
+}
+
+/// Whether the pod that a record stands for is gone for good, or is not ready where it has to be.
+fn has_left(
+    index: &Index,
+    mirror: &Mirror,
+    slot: &SlotName,
+    key: &[u8],
+    record: &Record,
+    may_be_unready: bool,
+) -> bool {
+    let Some(uid) = uid_of(index, mirror, slot, key, record) else {
+        return false;
+    };
+    let pods = index.pods();
+    pods.find(uid)
+        .and_then(|id| pods.get(id))
+        .is_none_or(|pod| pod.left || !(pod.ready || may_be_unready))
+}

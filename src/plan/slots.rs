@@ -1,0 +1,111 @@
+//! Which lease a new record is attached to.
+//!
+//! Takes the leases that were granted in this term, gives one with room or says that one has to be
+//! granted. Must never give out a lease of another term, of another registration, or one for which a
+//! revoke was sent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::engine::etcd::{Key, LeaseId};
+use crate::mirror::Mirror;
+use crate::mirror::leases::SlotName;
+
+/// The leases of one term.
+#[derive(Debug, Default)]
+pub struct Slots {
+    usable: HashMap<Arc<SlotName>, Vec<LeaseId>>,
+    /// Records that are in flight to a lease, or of unknown outcome.
+    reserved: HashMap<LeaseId, u32>,
+    /// Leases that are being granted: for what, and the most records that they take.
+    granting: HashMap<LeaseId, Arc<SlotName>>,
+    /// Keys that wait for a lease.
+    waiting: HashMap<Arc<SlotName>, Vec<Key>>,
+}
+
+impl Slots {
+    /// A lease of this term with room for one more record, which is now reserved on it.
+    pub fn take(
+        &mut self,
+        mirror: &Mirror,
+        name: &Arc<SlotName>,
+        capacity: u32,
+    ) -> Option<LeaseId> {
+        let id = *self.usable.get(name)?.iter().find(|id| {
+            let standing = mirror.leases().get(**id).map_or(0, |lease| lease.records);
+            standing + self.reserved.get(*id).copied().unwrap_or(0) < capacity
+        })?;
+        *self.reserved.entry(id).or_default() += 1;
+        Some(id)
+    }
+
+    /// A reserved place became a record, or did not.
+    pub fn settle(&mut self, id: LeaseId) {
+        if let Some(count) = self.reserved.get_mut(&id) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.reserved.remove(&id);
+            }
+        }
+    }
+
+    /// Whether anything is in flight to a lease or of unknown outcome.
+    #[must_use]
+    pub fn is_reserved(&self, id: LeaseId) -> bool {
+        self.reserved.contains_key(&id)
+    }
+
+    /// A key waits until there is a lease. Says how many have to be granted beyond those under way.
+    pub fn wait(&mut self, name: &Arc<SlotName>, key: Key, capacity: u32) -> usize {
+        let waiting = self.waiting.entry(Arc::clone(name)).or_default();
+        waiting.push(key);
+        let wanted = waiting.len().div_ceil(capacity.max(1) as usize);
+        let under_way = self
+            .granting
+            .values()
+            .filter(|other| *other == name)
+            .count();
+        wanted.saturating_sub(under_way)
+    }
+
+    /// A lease is being granted.
+    pub fn granting(&mut self, id: LeaseId, name: Arc<SlotName>) {
+        self.granting.insert(id, name);
+    }
+
+    /// What a lease that is being granted is for.
+    #[must_use]
+    pub fn is_granting(&self, id: LeaseId) -> Option<&Arc<SlotName>> {
+        self.granting.get(&id)
+    }
+
+    /// A lease was granted: it can be used. Gives the keys that waited.
+    pub fn granted(&mut self, id: LeaseId) -> Option<(Arc<SlotName>, Vec<Key>)> {
+        let name = self.granting.remove(&id)?;
+        self.usable.entry(Arc::clone(&name)).or_default().push(id);
+        let keys = self.waiting.remove(&name).unwrap_or_default();
+        Some((name, keys))
+    }
+
+    /// A lease will not be granted. Gives the keys that waited.
+    pub fn not_granted(&mut self, id: LeaseId) -> Vec<Key> {
+        self.granting
+            .remove(&id)
+            .and_then(|name| self.waiting.remove(&name))
+            .unwrap_or_default()
+    }
+
+    /// A lease is lost, or a revoke is being sent for it: nothing is put on it any more.
+    pub fn drop_lease(&mut self, id: LeaseId) {
+        self.usable.retain(|_, ids| {
+            ids.retain(|other| *other != id);
+            !ids.is_empty()
+        });
+    }
+
+    /// Whether a lease is one of this term that may take records.
+    #[must_use]
+    pub fn is_usable(&self, id: LeaseId) -> bool {
+        self.usable.values().any(|ids| ids.contains(&id))
+    }
+}

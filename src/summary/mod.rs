@@ -1,0 +1,437 @@
+//! What was read back from etcd --> the status of a registration.
+//!
+//! Takes the index, the mirror and the engine's counts for one registration, gives its status. It says
+//! what was read, never what was merely sent. Must never remember anything, do IO or read a clock.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::accept::Accepted;
+use crate::api::reason;
+use crate::api::{
+    ClusterCount, EndpointStatus, MAX_STATUS_ENDPOINTS, PodCounts, ServiceRegistrationStatus,
+};
+use crate::engine::etcd::Refusal;
+use crate::index::Index;
+use crate::index::registrations::{RegistrationId, Standing, StoredRegistration};
+use crate::mirror::Mirror;
+use crate::plan::{Need, need};
+
+use std::collections::BTreeMap;
+
+/// What stands in the way of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// What stands there is not ours; whose it is, as far as it tells.
+    Foreign(String),
+    /// An older registration wants it too: its name.
+    OtherRegistration(String),
+    /// Another pod of the same registration wants it too.
+    OtherPod,
+    /// etcd refused it.
+    Refused(Refusal, String),
+}
+
+/// What the engine knows beside index and mirror.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// Seconds since 1970.
+    pub now: i64,
+    /// The cluster's name.
+    pub cluster: &'a str,
+    /// Keys that were read back as wanted.
+    pub registered: u32,
+    /// Keys with a problem, sorted.
+    pub problems: Vec<(&'a [u8], &'a Problem)>,
+    /// Why the scope can't be read.
+    pub scope_refused: Option<&'a str>,
+    /// Something is queued or in flight, of whatever registration.
+    pub busy: bool,
+    /// etcd has no space.
+    pub no_space: bool,
+    /// The conditions that were there before, for the times of their last changes.
+    pub before: &'a [Condition],
+}
+
+/// The keys that a message names: it has to stay readable.
+const NAMED: usize = 3;
+
+/// The whole status of a registration.
+#[must_use]
+pub fn summary(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    facts: &Facts<'_>,
+) -> Option<ServiceRegistrationStatus> {
+    let stored = index.registration(id)?;
+    let (discovered, clusters, endpoints) = discovered(mirror, stored, facts.cluster);
+    let registered = registered(mirror, stored, facts);
+    let conditions = vec![
+        condition(accepted(stored), stored, facts),
+        condition(conflict(facts), stored, facts),
+        condition(
+            ready(index, mirror, id, stored, facts, registered),
+            stored,
+            facts,
+        ),
+    ];
+    Some(ServiceRegistrationStatus {
+        observed_generation: Some(stored.generation),
+        service: last_accepted(stored).map(|accepted| accepted.service.clone()),
+        pods: Some(PodCounts {
+            selected: i64::from(stored.selected),
+            ready: i64::from(stored.ready),
+        }),
+        registered: Some(registered),
+        discovered: Some(discovered),
+        clusters,
+        endpoints,
+        conditions,
+    })
+}
+
+/// `Ready` alone, as a replica sets it when no leader is known.
+#[must_use]
+pub fn leaderless(
+    stored: &StoredRegistration,
+    facts: &Facts<'_>,
+    why: &'static str,
+    message: String,
+) -> ServiceRegistrationStatus {
+    let verdict = Verdict {
+        type_: reason::READY,
+        status: "Unknown",
+        reason: why,
+        message,
+    };
+    ServiceRegistrationStatus {
+        conditions: vec![condition(verdict, stored, facts)],
+        ..ServiceRegistrationStatus::default()
+    }
+}
+
+struct Verdict {
+    type_: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+}
+
+fn condition(verdict: Verdict, stored: &StoredRegistration, facts: &Facts<'_>) -> Condition {
+    let before = facts
+        .before
+        .iter()
+        .find(|c| c.type_ == verdict.type_ && c.status == verdict.status);
+    let now = Time(Timestamp::from_second(facts.now).unwrap_or(Timestamp::UNIX_EPOCH));
+    Condition {
+        last_transition_time: before
+            .map_or(now, |condition| condition.last_transition_time.clone()),
+        message: verdict.message,
+        observed_generation: Some(stored.generation),
+        reason: verdict.reason.to_owned(),
+        status: verdict.status.to_owned(),
+        type_: verdict.type_.to_owned(),
+    }
+}
+
+fn accepted(stored: &StoredRegistration) -> Verdict {
+    match &stored.standing {
+        Standing::Serving(accepted) => Verdict {
+            type_: reason::ACCEPTED,
+            status: "True",
+            reason: reason::SPEC_ACCEPTED,
+            message: format!("served below {}", accepted.scope),
+        },
+        Standing::Kept { refusal, .. } => Verdict {
+            type_: reason::ACCEPTED,
+            status: "False",
+            reason: refusal.reason,
+            message: refusal.message.clone(),
+        },
+    }
+}
+
+fn conflict(facts: &Facts<'_>) -> Verdict {
+    let mut named: Vec<String> = Vec::new();
+    let mut why = reason::NO_CONFLICT;
+    let mut count = 0usize;
+    for (key, problem) in &facts.problems {
+        let (this, text) = match problem {
+            Problem::Foreign(whose) => (reason::KEY_TAKEN, format!("was written by {whose}")),
+            Problem::OtherRegistration(name) => (
+                reason::OTHER_REGISTRATION,
+                format!("belongs to ServiceRegistration {name}, which is older"),
+            ),
+            Problem::OtherPod => (
+                reason::OTHER_POD,
+                "is wanted by another pod of this registration, too".to_owned(),
+            ),
+            Problem::Refused(..) => continue,
+        };
+        if why == reason::NO_CONFLICT {
+            why = this;
+        }
+        count += 1;
+        if named.len() < NAMED {
+            named.push(format!("{} {text}", String::from_utf8_lossy(key)));
+        }
+    }
+    if count == 0 {
+        return Verdict {
+            type_: reason::CONFLICT,
+            status: "False",
+            reason: reason::NO_CONFLICT,
+            message: "every wanted key is free or this registration's own".into(),
+        };
+    }
+    let more = if count > named.len() {
+        format!(" (and {} more)", count - named.len())
+    } else {
+        String::new()
+    };
+    Verdict {
+        type_: reason::CONFLICT,
+        status: "True",
+        reason: why,
+        message: format!(
+            "{}{more}. Nothing of others is overwritten: delete the key, or choose another service, prefix or selector",
+            named.join("; ")
+        ),
+    }
+}
+
+fn ready(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    stored: &StoredRegistration,
+    facts: &Facts<'_>,
+    registered: i64,
+) -> Verdict {
+    let no = |why: &'static str, message: String| Verdict {
+        type_: reason::READY,
+        status: "False",
+        reason: why,
+        message,
+    };
+    let Some(accepted) = stored.serving() else {
+        return no(
+            reason::NOT_ACCEPTED,
+            format!(
+                "{registered} endpoints stay registered as they are; see the condition Accepted"
+            ),
+        );
+    };
+    if accepted.suspend {
+        return no(
+            reason::SUSPENDED,
+            format!("suspended: {registered} endpoints stay registered as they are"),
+        );
+    }
+    if let Some(why) = facts.scope_refused {
+        return no(
+            reason::PERMISSION_DENIED,
+            format!(
+                "etcd does not let the operator read {}: {why}. Grant its user a role with readwrite on that prefix",
+                accepted.scope
+            ),
+        );
+    }
+    let refused = facts
+        .problems
+        .iter()
+        .find_map(|(key, problem)| match problem {
+            Problem::Refused(refusal, message) => Some((*key, *refusal, message)),
+            _ => None,
+        });
+    if let Some((key, refusal, message)) = refused {
+        let key = String::from_utf8_lossy(key);
+        return match refusal {
+            Refusal::Permission => no(
+                reason::PERMISSION_DENIED,
+                format!(
+                    "etcd does not let the operator write {key}: {message}. Grant its user a role with readwrite on {}",
+                    accepted.scope
+                ),
+            ),
+            _ => no(
+                reason::RECORD_REFUSED,
+                format!("etcd refuses {key}: {message}"),
+            ),
+        };
+    }
+    let conflicts = facts
+        .problems
+        .iter()
+        .filter(|(_, p)| !matches!(p, Problem::Refused(..)))
+        .count();
+    if conflicts > 0 {
+        return no(
+            reason::CONFLICTING,
+            format!(
+                "{conflicts} of the wanted keys belong to someone else; see the condition Conflict"
+            ),
+        );
+    }
+    let missing = missing(index, mirror, id, facts);
+    if missing > 0 {
+        return if facts.no_space {
+            no(
+                reason::NO_SPACE,
+                format!(
+                    "{missing} endpoints can't be registered: etcd has no space left (alarm NOSPACE). Compact and defragment it or raise its quota, then: etcdctl alarm disarm"
+                ),
+            )
+        } else {
+            no(
+                reason::PENDING,
+                format!("{missing} endpoints are on their way to etcd"),
+            )
+        };
+    }
+    if let Some((pod, why)) = stored.lacking.iter().next() {
+        let others = stored.lacking.len() - 1;
+        let more = if others > 0 {
+            format!(" (and {others} more pods)")
+        } else {
+            String::new()
+        };
+        return no(
+            reason::PODS_LEFT_OUT,
+            format!("ready, but left out: pod {pod} {why}{more}"),
+        );
+    }
+    Verdict {
+        type_: reason::READY,
+        status: "True",
+        reason: reason::REGISTERED,
+        message: match registered {
+            0 => "no pod is ready, and nothing is registered".into(),
+            1 => "1 endpoint is registered".into(),
+            n => format!("{n} endpoints are registered"),
+        },
+    }
+}
+
+/// How many of the keys that a registration wins have not been read back as wanted.
+fn missing(index: &Index, mirror: &Mirror, id: RegistrationId, facts: &Facts<'_>) -> usize {
+    let wanted = index.keys_of(id).count();
+    let registered = facts.registered as usize;
+    if wanted == registered {
+        return 0;
+    }
+    if facts.busy && wanted > registered {
+        // Counting costs microseconds a key; while much is under way the difference says enough.
+        return wanted - registered;
+    }
+    // Two of its pods may want one key, or another registration wins it: then it has to be counted.
+    let mut keys: Vec<_> = index.keys_of(id).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into_iter()
+        .filter(|key| {
+            index
+                .winner(key)
+                .is_some_and(|(claim, _)| claim.registration == id)
+        })
+        .filter(|key| {
+            !(matches!(need(index, mirror, key), Need::Right(_))
+                && mirror.get(key).is_some_and(|r| r.read))
+        })
+        .count()
+}
+
+/// Endpoints of this cluster, confirmed by a read from etcd.
+fn registered(mirror: &Mirror, stored: &StoredRegistration, facts: &Facts<'_>) -> i64 {
+    let served = stored.serving().is_some_and(|accepted| !accepted.suspend);
+    if served {
+        return i64::from(facts.registered);
+    }
+    // What is merely kept is what stands on its leases.
+    mirror
+        .leases()
+        .iter()
+        .filter(|(_, lease)| {
+            lease
+                .name
+                .as_ref()
+                .is_some_and(|name| name.registration == stored.full_name)
+        })
+        .map(|(_, lease)| i64::from(lease.records))
+        .sum()
+}
+
+/// What is served, or was accepted last.
+fn last_accepted(stored: &StoredRegistration) -> Option<&Accepted> {
+    match &stored.standing {
+        Standing::Serving(accepted) => Some(accepted),
+        Standing::Kept { last, .. } => last.as_deref(),
+    }
+}
+
+/// Endpoints of the service from every cluster: how many, of which cluster, and the first of them.
+fn discovered(
+    mirror: &Mirror,
+    stored: &StoredRegistration,
+    own_cluster: &str,
+) -> (i64, Vec<ClusterCount>, Vec<EndpointStatus>) {
+    let accepted = match &stored.standing {
+        Standing::Serving(accepted) => accepted,
+        Standing::Kept {
+            last: Some(last), ..
+        } => last,
+        Standing::Kept { last: None, .. } => return (0, Vec::new(), Vec::new()),
+    };
+    let mut count = 0i64;
+    let mut clusters: BTreeMap<String, i64> = BTreeMap::new();
+    let mut endpoints: Vec<EndpointStatus> = Vec::new();
+    for (key, record) in mirror
+        .below(accepted.scope.as_bytes())
+        .filter(|(_, record)| record.read)
+    {
+        let listed = endpoints.len() < MAX_STATUS_ENDPOINTS;
+        let by_key = accepted.format.cluster_of(&accepted.prefix, key);
+        // Values are only parsed where they are shown, or where the key does not tell enough.
+        if listed || by_key.is_none() {
+            let Ok(found) = accepted.format.read(&accepted.prefix, key, &record.value) else {
+                continue;
+            };
+            let cluster = found
+                .cluster
+                .or_else(|| record.ours.then(|| own_cluster.to_owned()));
+            if let Some(cluster) = &cluster {
+                *clusters.entry(cluster.clone()).or_default() += 1;
+            }
+            if listed {
+                endpoints.push(EndpointStatus {
+                    address: found.address,
+                    port: found.port_name.unwrap_or_default(),
+                    cluster: cluster.unwrap_or_default(),
+                    pod: found.pod.unwrap_or_default(),
+                    node: found.node.unwrap_or_default(),
+                    zone: found.zone.unwrap_or_default(),
+                    lease: if record.lease == 0 {
+                        String::new()
+                    } else {
+                        format!("{:016x}", record.lease)
+                    },
+                    key: String::from_utf8_lossy(key).into_owned(),
+                });
+            }
+        } else if let Some(cluster) = by_key {
+            match clusters.get_mut(cluster) {
+                Some(known) => *known += 1,
+                None => {
+                    clusters.insert(cluster.to_owned(), 1);
+                }
+            }
+        }
+        count += 1;
+    }
+    let clusters = clusters
+        .into_iter()
+        .map(|(name, endpoints)| ClusterCount { name, endpoints })
+        .collect();
+    (count, clusters, endpoints)
+}

@@ -1,0 +1,28 @@
+//! The operator on real control planes and etcds, run as a program under the RBAC of `deploy/`.
+//!
+//! Every test takes a [`support::Stage`]: a control plane that no other test uses meanwhile, an etcd and a
+//! namespace of its own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "clippy allows these in tests, not in the helpers next to them"
+)]
+
+mod admin;
+mod basic;
+mod changes;
+mod credentials;
+mod errors;
+mod failover;
+mod flapping;
+mod formats;
+mod hands;
+mod names;
+mod objects;
+mod pods;
+mod policy;
+mod rbac;
+mod status;
+mod support;

@@ -1,0 +1,332 @@
+//! The documents tell the truth: what they name exists, what exists is named, and their examples are accepted.
+
+// Clippy takes only the `#[test]` functions themselves for tests, and not their helpers.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use etcd_registrar::accept::policy::Policy;
+use etcd_registrar::accept::{AcceptSettings, accept};
+use etcd_registrar::api::ServiceRegistration;
+use etcd_registrar::cli::Cli;
+use etcd_registrar::format::Format;
+use etcd_registrar::mirror::leases::SlotName;
+use serde::Deserialize;
+use serde_yaml::Value;
+
+type Names = BTreeSet<String>;
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The names of the entries of a folder.
+fn entries(folder: &str) -> Names {
+    fs::read_dir(path(folder))
+        .unwrap_or_else(|error| panic!("{folder}: {error}"))
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// The fenced blocks of a language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    text.split(&format!("```{language}\n"))
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// The cells of the table rows below a heading.
+fn table(text: &str, heading: &str) -> Vec<Vec<String>> {
+    let section = text
+        .split(&format!("\n## {heading}\n"))
+        .nth(1)
+        .unwrap_or_else(|| panic!("no heading {heading}"));
+    section
+        .split("\n## ")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(|line| {
+            line.trim_matches('|')
+                .split('|')
+                .map(|cell| cell.trim().to_owned())
+                .collect()
+        })
+        // The head of the table, and the line below it.
+        .skip(2)
+        .collect()
+}
+
+/// The text in backquotes, if it is all of the cell or its beginning.
+fn quoted(cell: &str) -> Option<&str> {
+    cell.strip_prefix('`')?.split('`').next()
+}
+
+/// Every registration in some YAML documents.
+fn registrations(yaml: &str) -> Vec<ServiceRegistration> {
+    serde_yaml::Deserializer::from_str(yaml)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|document| document["kind"] == "ServiceRegistration")
+        .map(|document| serde_yaml::from_value(document).unwrap())
+        .collect()
+}
+
+fn assert_accepted(file: &str, registration: &ServiceRegistration, policy: &Policy) {
+    let settings = AcceptSettings {
+        cluster_name: "east".into(),
+        registrar_prefix: "/registrar/".into(),
+    };
+    let namespace = registration.metadata.namespace.as_deref();
+    let name = registration.metadata.name.as_deref().unwrap();
+    accept(
+        namespace.unwrap_or("default"),
+        name,
+        &registration.spec,
+        policy,
+        &settings,
+    )
+    .unwrap_or_else(|refusal| panic!("{file}: {name}: {refusal}"));
+}
+
+#[test]
+fn the_registrations_of_the_readme_are_accepted() {
+    let readme = read("README.md");
+    let found: Vec<_> = blocks(&readme, "yaml")
+        .iter()
+        .flat_map(|block| registrations(block))
+        .collect();
+    assert!(!found.is_empty());
+    for registration in &found {
+        assert_accepted("README.md", registration, &Policy::default());
+    }
+    // The first is the one that `make demo` applies.
+    let first: Value = serde_yaml::from_str(&blocks(&readme, "yaml")[0]).unwrap();
+    let example: Value = serde_yaml::from_str(&read("examples/web.yaml")).unwrap();
+    assert_eq!(first, example);
+}
+
+#[test]
+fn the_examples_are_accepted_under_the_policy_among_them() {
+    let policy = Policy::parse(&read("examples/policy.yaml")).unwrap();
+    let mut count = 0;
+    for file in entries("examples") {
+        if file.ends_with(".yaml") && file != "policy.yaml" {
+            for registration in registrations(&read(&format!("examples/{file}"))) {
+                assert_accepted(&file, &registration, &policy);
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 8, "{count} registrations");
+}
+
+#[test]
+fn the_examples_are_listed() {
+    let listed: Names = read("examples/README.md")
+        .lines()
+        .filter_map(|line| line.strip_prefix("| [")?.split(']').next())
+        .map(str::to_owned)
+        .collect();
+    let mut there = entries("examples");
+    there.remove("README.md");
+    assert_eq!(listed, there);
+}
+
+#[test]
+fn the_policies_in_the_documents_can_be_read() {
+    for block in blocks(&read("docs/policy.md"), "yaml") {
+        let policy = Policy::parse(&block).unwrap();
+        assert_eq!(policy.rules[0], Policy::default().rules[0]);
+    }
+    let deployed: Value = serde_yaml::from_str(&read("deploy/policy.yaml")).unwrap();
+    let policy = Policy::parse(deployed["data"]["policy.yaml"].as_str().unwrap()).unwrap();
+    assert_eq!(policy, Policy::default());
+}
+
+#[test]
+fn the_record_of_the_readme_is_one() {
+    let blocks = blocks(&read("README.md"), "json");
+    assert_eq!(blocks.len(), 1);
+    let key = "/services/shop/web/east/10.1.2.3:8080";
+    let found = Format::Json
+        .read("/services/", key.as_bytes(), blocks[0].trim().as_bytes())
+        .unwrap();
+    let endpoint = found.endpoint().expect("every member");
+    let place = etcd_registrar::format::Place {
+        prefix: "/services/",
+    };
+    let records = Format::Json.records(&place, &[endpoint]);
+    assert_eq!(records[0].key, key);
+    assert_eq!(
+        String::from_utf8(records[0].value.clone()).unwrap(),
+        blocks[0].trim()
+    );
+}
+
+#[test]
+fn the_value_of_a_lease_key_is_one() {
+    let blocks = blocks(&read("docs/keys.md"), "json");
+    assert_eq!(blocks.len(), 1);
+    let name: SlotName = serde_json::from_str(&blocks[0]).unwrap();
+    assert_eq!(serde_json::to_string(&name).unwrap(), blocks[0].trim());
+}
+
+#[test]
+fn the_flags_are_those_of_run() {
+    let cli = Cli::command();
+    let run = cli.find_subcommand("run").unwrap();
+    let flags: BTreeSet<(String, Option<String>)> = run
+        .get_arguments()
+        .filter_map(|argument| {
+            let name = format!("--{}", argument.get_long()?);
+            let default = argument.get_default_values().first();
+            Some((
+                name,
+                default.map(|value| value.to_string_lossy().into_owned()),
+            ))
+        })
+        .filter(|(name, _)| name != "--help")
+        .collect();
+    let documented: BTreeSet<(String, Option<String>)> = table(&read("README.md"), "Flags")
+        .iter()
+        .map(|row| {
+            (
+                quoted(&row[0]).unwrap().to_owned(),
+                quoted(&row[1]).map(str::to_owned),
+            )
+        })
+        .collect();
+    assert_eq!(flags, documented);
+}
+
+#[test]
+fn the_flags_named_anywhere_exist() {
+    let known: Names = Cli::command()
+        .get_subcommands()
+        .flat_map(|command| command.get_arguments().cloned().collect::<Vec<_>>())
+        .filter_map(|argument| Some(format!("--{}", argument.get_long()?)))
+        .collect();
+    let mut count = 0;
+    for file in [
+        "README.md",
+        "docs/policy.md",
+        "docs/keys.md",
+        "deploy/README.md",
+    ] {
+        for line in read(file).lines() {
+            // Commands of other programs have flags of their own.
+            let command = ["run", "purge"]
+                .iter()
+                .find_map(|command| line.split_once(&format!("etcd-registrar {command} ")));
+            let Some((_, command)) = command else {
+                continue;
+            };
+            for flag in command
+                .split_whitespace()
+                .filter(|word| word.starts_with("--"))
+            {
+                assert!(known.contains(flag), "{file}: {flag}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 5, "{count} flags");
+}
+
+#[test]
+fn the_conditions_are_those_of_the_api() {
+    let source = read("src/api/reason.rs");
+    let constants = |event: bool| -> Names {
+        source
+            .lines()
+            .filter_map(|line| line.strip_prefix("pub const "))
+            .filter(|line| line.starts_with("EVENT_") == event)
+            .filter_map(|line| line.split('"').nth(1))
+            .map(str::to_owned)
+            .collect()
+    };
+    let documented: Names = table(&read("README.md"), "Conditions")
+        .iter()
+        .flat_map(|row| [quoted(&row[0]), quoted(&row[2])])
+        .flatten()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented, constants(false));
+    assert!(constants(true).contains("Registered"));
+}
+
+#[test]
+fn the_folders_are_those_of_the_code_map() {
+    let documented: Names = table(&read("ARCHITECTURE.md"), "Code map")
+        .iter()
+        .flat_map(|row| row[0].split('`').map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|name| Some(name.strip_prefix("src/")?.trim_end_matches('/').to_owned()))
+        .collect();
+    assert_eq!(documented, entries("src"));
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut files: Vec<String> = entries(".")
+        .into_iter()
+        .chain(
+            entries("docs")
+                .into_iter()
+                .map(|file| format!("docs/{file}")),
+        )
+        .filter(|file| file.ends_with(".md"))
+        .collect();
+    files.extend(
+        [
+            "examples/README.md",
+            "deploy/README.md",
+            "testbed/README.md",
+        ]
+        .map(String::from),
+    );
+    let mut count = 0;
+    for file in &files {
+        let text = read(file);
+        for link in text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap_or_default();
+            if !link.starts_with("http") {
+                let target = path(file).with_file_name(link.split('#').next().unwrap_or_default());
+                assert!(target.exists(), "{file}: {link}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 10, "{count} links");
+}
+
+#[test]
+fn the_targets_of_make_exist() {
+    let makefile = read("Makefile");
+    let mut count = 0;
+    for file in ["README.md", "CONTRIBUTING.md"] {
+        for line in read(file).lines() {
+            let Some(target) = line
+                .strip_prefix("    make ")
+                .and_then(|rest| rest.split_whitespace().next())
+                .filter(|target| *target != "#")
+            else {
+                continue;
+            };
+            assert!(
+                makefile.contains(&format!("\n{target}:")),
+                "{file}: make {target}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "{count} targets");
+}

@@ -1,0 +1,243 @@
+//! What has to stand in etcd, computed from scratch: naive loops over what Kubernetes holds.
+//!
+//! Takes the objects, gives the records. Must never use the index or the plan that it is compared with:
+//! of the operator's code only `accept` and the bytes of a record are used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use etcd_registrar::accept::policy::Policy;
+use etcd_registrar::accept::{AcceptSettings, Accepted, AddressKind, accept};
+use etcd_registrar::engine::io::Registration;
+use etcd_registrar::format::{Place, Record};
+use etcd_registrar::model::endpoint::{Endpoint, Family, Target};
+use etcd_registrar::model::pod::Pod;
+
+use crate::model_kube::Kube;
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// A record that has to stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) value: String,
+    /// `namespace/name` of the registration that it is for.
+    pub(crate) registration: String,
+    pub(crate) scope: String,
+    pub(crate) ttl: i64,
+    /// The pod.
+    pub(crate) uid: String,
+    /// The zone is not known now: one that stood in the record may still stand there.
+    pub(crate) any_zone: bool,
+}
+
+struct Want<'a> {
+    registration: &'a Registration,
+    accepted: Accepted,
+    pod: &'a Pod,
+    record: Record,
+}
+
+/// The records that have to stand, by their keys. Registrations that are suspended or refused change
+/// nothing, whatever they had registered: none of them must be among the objects.
+pub(crate) fn expected(
+    kube: &Kube,
+    policy: &Policy,
+    settings: &AcceptSettings,
+) -> BTreeMap<String, Wanted> {
+    let mut wants: Vec<Want<'_>> = Vec::new();
+    for registration in kube.registrations.values() {
+        let spec = registration.spec.as_ref().expect("specs can be read");
+        let accepted = accept(
+            &registration.namespace,
+            &registration.name,
+            spec,
+            policy,
+            settings,
+        )
+        .unwrap_or_else(|refusal| panic!("{}: {refusal}", registration.name));
+        assert!(!accepted.suspend);
+        for pod in kube.pods.values() {
+            for record in records(kube, registration, &accepted, pod, settings) {
+                wants.push(Want {
+                    registration,
+                    accepted: accepted.clone(),
+                    pod,
+                    record,
+                });
+            }
+        }
+    }
+    // Of two ready pods with one address the later created counts.
+    let mut owners: BTreeMap<Target, (i64, &str)> = BTreeMap::new();
+    for want in &wants {
+        let claim = (want.pod.created, &*want.pod.uid);
+        for target in &want.record.targets {
+            let owner = owners.entry(*target).or_insert(claim);
+            *owner = claim.max(*owner);
+        }
+    }
+    wants.retain(|want| {
+        want.record.targets.iter().all(|target| {
+            owners
+                .get(target)
+                .is_some_and(|(_, uid)| **uid == *want.pod.uid)
+        })
+    });
+    // Of two registrations that want one key the older wins, and so of two pods of one.
+    let mut found: BTreeMap<String, Wanted> = BTreeMap::new();
+    let keys: BTreeSet<String> = wants.iter().map(|want| want.record.key.clone()).collect();
+    for key in keys {
+        let winner = wants
+            .iter()
+            .filter(|want| want.record.key == key)
+            .min_by_key(|want| {
+                (
+                    want.registration.created,
+                    &want.registration.namespace,
+                    &want.registration.name,
+                    want.pod.created,
+                    &*want.pod.uid,
+                )
+            })
+            .expect("somebody wants it");
+        found.insert(
+            key,
+            Wanted {
+                value: String::from_utf8(winner.record.value.clone()).expect("text"),
+                registration: format!(
+                    "{}/{}",
+                    winner.registration.namespace, winner.registration.name
+                ),
+                scope: winner.accepted.scope.clone(),
+                ttl: winner.accepted.ttl,
+                uid: winner.pod.uid.to_string(),
+                any_zone: zone(kube, winner.pod).is_empty(),
+            },
+        );
+    }
+    found
+}
+
+/// A value as it is compared where any zone may stand in it.
+pub(crate) fn without_zone(value: &str) -> String {
+    let Some((head, rest)) = value.split_once("\"zone\":\"") else {
+        return value.to_owned();
+    };
+    let rest = rest.split_once('"').map_or("", |(_, rest)| rest);
+    format!("{head}\"zone\":\"{rest}")
+}
+
+fn zone(kube: &Kube, pod: &Pod) -> String {
+    if let Some(zone) = label(pod, ZONE) {
+        return zone.to_owned();
+    }
+    kube.nodes
+        .get(&*pod.node)
+        .map(|node| node.zone.to_string())
+        .unwrap_or_default()
+}
+
+fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    pod.labels
+        .iter()
+        .find(|(name, _)| **name == *key)
+        .map(|(_, value)| &**value)
+}
+
+fn records(
+    kube: &Kube,
+    registration: &Registration,
+    accepted: &Accepted,
+    pod: &Pod,
+    settings: &AcceptSettings,
+) -> Vec<Record> {
+    let here = *registration.namespace == *pod.namespace;
+    let counts = pod.ready || accepted.publish_not_ready;
+    if !here
+        || pod.deleting
+        || pod.finished
+        || !counts
+        || !accepted.selector.matches(|key| label(pod, key))
+    {
+        return Vec::new();
+    }
+    let ips = addresses(accepted, pod);
+    let mut metadata: BTreeMap<String, String> = BTreeMap::new();
+    for name in &accepted.labels {
+        if let Some(value) = label(pod, name) {
+            metadata.insert(name.clone(), value.to_owned());
+        }
+    }
+    metadata.extend(accepted.statics.iter().cloned());
+    let mut endpoints = Vec::new();
+    for port in &accepted.ports {
+        let declared = pod.ports.iter().find(|declared| {
+            declared.protocol == port.protocol
+                && port.number.map_or(*declared.name == *port.name, |number| {
+                    declared.port == number
+                })
+        });
+        let own = port.number.or(declared.map(|declared| declared.port));
+        let on_node = declared
+            .map(|declared| declared.host_port)
+            .filter(|number| *number != 0);
+        let number = match accepted.address {
+            AddressKind::Host if !pod.host_network => on_node,
+            AddressKind::Host | AddressKind::Pod => own,
+        };
+        // One port that a pod lacks leaves it out.
+        let (Some(number), Some(_)) = (number, own) else {
+            return Vec::new();
+        };
+        for ip in &ips {
+            endpoints.push(Endpoint {
+                target: Target {
+                    ip: *ip,
+                    port: number,
+                    protocol: port.protocol,
+                },
+                port_name: port.name.clone(),
+                scheme: port.scheme.clone(),
+                cluster: settings.cluster_name.clone(),
+                namespace: pod.namespace.to_string(),
+                service: accepted.service.clone(),
+                pod: pod.name.to_string(),
+                uid: pod.uid.to_string(),
+                node: pod.node.to_string(),
+                zone: zone(kube, pod),
+                weight: accepted.weight,
+                metadata: metadata.clone().into_iter().collect(),
+            });
+        }
+    }
+    let place = Place {
+        prefix: &accepted.prefix,
+    };
+    accepted.format.records(&place, &endpoints)
+}
+
+fn addresses(accepted: &Accepted, pod: &Pod) -> Vec<IpAddr> {
+    let of = match accepted.address {
+        AddressKind::Pod => &pod.ips,
+        AddressKind::Host => &pod.host_ips,
+    };
+    let usable: Vec<IpAddr> = of
+        .iter()
+        .copied()
+        .filter(|ip| !ip.is_loopback() && !ip.to_string().starts_with("fe80:"))
+        .collect();
+    if accepted.families.is_empty() {
+        return usable.first().copied().into_iter().collect();
+    }
+    let mut found = Vec::new();
+    for family in &accepted.families {
+        found.extend(
+            usable
+                .iter()
+                .find(|ip| Family::of(**ip) == *family)
+                .copied(),
+        );
+    }
+    found
+}

@@ -1,0 +1,1652 @@
+//! One or two operators between a model of Kubernetes and a model of etcd, driven from a seed.
+//!
+//! Takes a seed and how much may go wrong, gives a run of virtual time in which every message has a delay
+//! of its own. Within one watch, order is kept; answers to requests come in any order. Must never read a
+//! clock or any other source of chance than the seed: a run can be replayed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use etcd_registrar::accept::AcceptSettings;
+use etcd_registrar::accept::policy::Policy;
+use etcd_registrar::engine::etcd::{
+    Answer, Failure, FailureKind, KeyValue, LeaseId, Op, Range, Request, Revision,
+};
+use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource, WatchProblem};
+use etcd_registrar::engine::{Engine, Settings};
+
+use crate::checks::Checks;
+use crate::expected::{Wanted, expected, without_zone};
+use crate::model_etcd::{Author, Etcd, show};
+use crate::model_kube::{Event as KubeEvent, Kube};
+
+pub(crate) const SECOND: u64 = 1_000_000;
+pub(crate) const MILLISECOND: u64 = 1_000;
+/// The UID of the cluster.
+pub(crate) const CLUSTER_UID: &str = "c1c1c1c1-0000-4000-8000-000000000001";
+pub(crate) const CLUSTER: &str = "east";
+pub(crate) const REGISTRAR: &str = "/registrar/east/";
+pub(crate) const RESOURCES: [Resource; 3] =
+    [Resource::Pods, Resource::Nodes, Resource::Registrations];
+
+/// How much may go wrong, and how late things may be.
+#[derive(Clone, Debug)]
+pub(crate) struct Knobs {
+    /// Operators.
+    pub(crate) replicas: usize,
+    /// Changes of Kubernetes.
+    pub(crate) changes: usize,
+    /// Over how long they, and the faults, are spread.
+    pub(crate) horizon: u64,
+    /// The longest lag of a watch of Kubernetes.
+    pub(crate) kube_lag: u64,
+    /// The longest lag of a watch of etcd.
+    pub(crate) etcd_lag: u64,
+    /// Watches of Kubernetes that list anew.
+    pub(crate) relists: usize,
+    /// How often a list breaks off halfway.
+    pub(crate) broken_lists: f64,
+    /// Watches of etcd that break.
+    pub(crate) broken_watches: usize,
+    /// How often the outcome of a request is unknown to the one who asked.
+    pub(crate) unknown: f64,
+    /// Processes that end at once, and are started again.
+    pub(crate) crashes: usize,
+    /// How long they are away at most.
+    pub(crate) away: u64,
+    /// Processes that are asked to end, and are started again.
+    pub(crate) handovers: usize,
+    /// Processes that stand still for a while.
+    pub(crate) freezes: usize,
+    /// Processes that don't reach Kubernetes for a while.
+    pub(crate) cuts: usize,
+    /// The lease of the leader key ends.
+    pub(crate) expiries: usize,
+    /// What people do to keys in etcd.
+    pub(crate) hands: usize,
+    /// The alarm NOSPACE is raised and disarmed.
+    pub(crate) no_space: usize,
+    /// Leases of records may end, since nobody may be there to keep them.
+    pub(crate) records_may_expire: bool,
+}
+
+impl Default for Knobs {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            changes: 30,
+            horizon: 6 * SECOND,
+            kube_lag: 100 * MILLISECOND,
+            etcd_lag: 50 * MILLISECOND,
+            relists: 0,
+            broken_lists: 0.0,
+            broken_watches: 0,
+            unknown: 0.0,
+            crashes: 0,
+            away: 8 * SECOND,
+            handovers: 0,
+            freezes: 0,
+            cuts: 0,
+            expiries: 0,
+            hands: 0,
+            no_space: 0,
+            records_may_expire: false,
+        }
+    }
+}
+
+/// What happens to the operators and to etcd.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Change,
+    Relist,
+    BreakWatch,
+    Crash,
+    HandOver,
+    Freeze,
+    CutOff,
+    EndLeaderLease,
+    Hand,
+    NoSpace(bool),
+}
+
+#[derive(Debug)]
+enum Event {
+    Fault(Fault),
+    Start(usize),
+    Tick(usize, u64),
+    /// A watch of Kubernetes delivers.
+    Kube(usize, u64, Resource),
+    Probe(usize, u64),
+    Keeper(usize, u64),
+    /// A request reaches etcd; `answer`: its answer comes back.
+    Arrive {
+        process: usize,
+        life: u64,
+        number: u64,
+        request: Box<Request>,
+        answer: bool,
+        /// Pods whose records it deletes and that the sender knew to have left.
+        left: Vec<String>,
+    },
+    Answer {
+        process: usize,
+        life: u64,
+        number: u64,
+        answer: Box<Result<Answer, Failure>>,
+    },
+    /// A range is read.
+    Read(usize, u64, Range, u64),
+    /// What was read is handed on.
+    Given {
+        process: usize,
+        life: u64,
+        range: Range,
+        token: u64,
+        revision: Revision,
+        records: Vec<KeyValue>,
+    },
+    /// A watch of etcd delivers.
+    Watch(usize, u64, Range, u64),
+    Progress(usize, u64),
+    Connected(usize, u64),
+    Status {
+        process: usize,
+        effect: Box<Effect>,
+    },
+}
+
+impl Event {
+    /// Whose event it is, and of which of its lives; `None`: it happens in etcd or Kubernetes.
+    fn of(&self) -> Option<(usize, u64)> {
+        match self {
+            Self::Tick(process, life)
+            | Self::Kube(process, life, _)
+            | Self::Probe(process, life)
+            | Self::Keeper(process, life)
+            | Self::Read(process, life, ..)
+            | Self::Watch(process, life, ..)
+            | Self::Progress(process, life)
+            | Self::Connected(process, life)
+            | Self::Answer { process, life, .. }
+            | Self::Given { process, life, .. } => Some((*process, *life)),
+            Self::Fault(_) | Self::Start(_) | Self::Arrive { .. } | Self::Status { .. } => None,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Away,
+    Listing {
+        version: u64,
+        rest: Vec<Object>,
+    },
+    Watching,
+}
+
+/// A list+watch of one resource.
+#[derive(Debug, Default)]
+struct KubeWatch {
+    phase: Phase,
+    position: u64,
+    /// The newest relist that was ordered.
+    ordered: u64,
+    /// The one that the list has taken up.
+    taken: u64,
+    /// Its next turn is in the queue.
+    due: bool,
+    broken: bool,
+}
+
+#[derive(Debug)]
+struct Followed {
+    token: u64,
+    /// Up to where it was delivered; `None`: no snapshot was handed on yet.
+    reached: Option<Revision>,
+    due: bool,
+}
+
+/// Snapshots and watches of etcd.
+#[derive(Debug, Default)]
+struct Follower {
+    ranges: BTreeMap<Range, Followed>,
+    tokens: u64,
+    asked: bool,
+    connected: bool,
+}
+
+/// Keeps leases alive.
+#[derive(Debug)]
+struct Keeper {
+    named: BTreeMap<LeaseId, i64>,
+    due: BTreeMap<LeaseId, u64>,
+    keeping: bool,
+    uid: Option<String>,
+}
+
+#[derive(Debug)]
+struct Process {
+    engine: Option<Engine>,
+    /// Counts its starts: what belongs to an earlier one is void.
+    life: u64,
+    watches: BTreeMap<Resource, KubeWatch>,
+    follower: Follower,
+    keeper: Keeper,
+    /// It stands still until then.
+    frozen_until: u64,
+    /// It does not reach Kubernetes until then.
+    cut_until: u64,
+    /// Its watches of Kubernetes deliver nothing until then, although they stand.
+    stalled_until: u64,
+    /// It was asked to end.
+    leaving: bool,
+}
+
+impl Process {
+    fn new() -> Self {
+        Self {
+            engine: None,
+            life: 0,
+            watches: BTreeMap::new(),
+            follower: Follower::default(),
+            keeper: Keeper {
+                named: BTreeMap::new(),
+                due: BTreeMap::new(),
+                keeping: true,
+                uid: None,
+            },
+            frozen_until: 0,
+            cut_until: 0,
+            stalled_until: 0,
+            leaving: false,
+        }
+    }
+}
+
+/// All of it.
+pub(crate) struct World {
+    pub(crate) rng: StdRng,
+    pub(crate) knobs: Knobs,
+    pub(crate) now: u64,
+    pub(crate) kube: Kube,
+    pub(crate) etcd: Etcd,
+    pub(crate) policy: Policy,
+    pub(crate) settings: AcceptSettings,
+    pub(crate) checks: Checks,
+    /// Faults that last may happen still.
+    pub(crate) faults: bool,
+    processes: Vec<Process>,
+    queue: BTreeMap<(u64, u64), Event>,
+    serial: u64,
+    /// Up to which revision the checks have seen etcd.
+    checked: Revision,
+    /// Requests that have not reached etcd yet, and may.
+    under_way: usize,
+    /// The last comparison, and of which states.
+    compared: ((u64, Revision), Vec<String>),
+    trace: Option<Vec<String>>,
+    print: bool,
+}
+
+const POLICY: &str = r#"
+rules:
+  - namespaces: ["*"]
+    formats: [Json, Plain, Grpc]
+    prefixes: ["*"]
+"#;
+
+impl World {
+    pub(crate) fn new(seed: u64, knobs: Knobs, trace: bool) -> Self {
+        let processes = (0..knobs.replicas).map(|_| Process::new()).collect();
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            now: SECOND,
+            kube: Kube::new(),
+            etcd: Etcd::new(),
+            policy: Policy::parse(POLICY).expect("the policy"),
+            settings: AcceptSettings {
+                cluster_name: CLUSTER.into(),
+                registrar_prefix: "/registrar/".into(),
+            },
+            checks: Checks::new(&knobs),
+            faults: true,
+            processes,
+            queue: BTreeMap::new(),
+            serial: 0,
+            checked: 1,
+            under_way: 0,
+            compared: ((0, 0), Vec::new()),
+            trace: trace.then(Vec::new),
+            print: std::env::var_os("SEED").is_some(),
+            knobs,
+        }
+    }
+
+    /// What happened, if it was to be noted.
+    pub(crate) fn trace(&mut self) -> Vec<String> {
+        self.trace.take().unwrap_or_default()
+    }
+
+    pub(crate) fn note(&mut self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            let line = format!("{:>10.3} ms  {}", self.now as f64 / 1000.0, what());
+            if self.print {
+                println!("{line}");
+            }
+            trace.push(line);
+        }
+    }
+
+    // === time ===
+
+    fn at(&mut self, time: u64, event: Event) {
+        self.serial += 1;
+        self.queue.insert((time, self.serial), event);
+    }
+
+    fn later(&mut self, most: u64, event: Event) {
+        let delay = self.delay(most);
+        self.at(self.now + delay, event);
+    }
+
+    /// Mostly short, sometimes long.
+    fn delay(&mut self, most: u64) -> u64 {
+        let most = most.max(2_000);
+        if self.rng.random_bool(0.8) {
+            self.rng.random_range(200..=2_000)
+        } else {
+            self.rng.random_range(200..=most)
+        }
+    }
+
+    /// Faults and changes of Kubernetes, spread over the horizon.
+    pub(crate) fn plan(&mut self) {
+        let knobs = self.knobs.clone();
+        let mut planned: Vec<Fault> = Vec::new();
+        for (count, fault) in [
+            (knobs.relists, Fault::Relist),
+            (knobs.broken_watches, Fault::BreakWatch),
+            (knobs.crashes, Fault::Crash),
+            (knobs.handovers, Fault::HandOver),
+            (knobs.freezes, Fault::Freeze),
+            (knobs.cuts, Fault::CutOff),
+            (knobs.expiries, Fault::EndLeaderLease),
+            (knobs.hands, Fault::Hand),
+        ] {
+            planned.extend(std::iter::repeat_n(fault, count));
+        }
+        for fault in planned {
+            let time = self.now + self.rng.random_range(0..knobs.horizon);
+            self.at(time, Event::Fault(fault));
+        }
+        for _ in 0..knobs.no_space {
+            let time = self.now + self.rng.random_range(0..knobs.horizon / 2);
+            let until = time + self.rng.random_range(0..knobs.horizon / 2);
+            self.at(time, Event::Fault(Fault::NoSpace(true)));
+            self.at(until, Event::Fault(Fault::NoSpace(false)));
+        }
+        let mut left = knobs.changes;
+        while left > 0 {
+            // Changes come in bursts: what follows at once is what races.
+            let burst = self.rng.random_range(1..=4usize).min(left);
+            let time = self.now + self.rng.random_range(0..knobs.horizon);
+            for _ in 0..burst {
+                let gap = self.rng.random_range(0..=20 * MILLISECOND);
+                self.at(time + gap, Event::Fault(Fault::Change));
+            }
+            left -= burst;
+        }
+        for process in 0..self.processes.len() {
+            self.later(SECOND, Event::Start(process));
+        }
+    }
+
+    /// No new faults: what is down is started, what is cut off is connected, people leave etcd alone.
+    pub(crate) fn calm(&mut self) {
+        self.note(|| "--- no more faults".into());
+        self.faults = false;
+        self.etcd.full = false;
+        crate::scenario::clean_up(self);
+        for process in 0..self.processes.len() {
+            if let Some(found) = self.processes.get_mut(process) {
+                found.frozen_until = found.frozen_until.min(self.now);
+                found.cut_until = found.cut_until.min(self.now);
+            }
+        }
+        self.after_etcd();
+    }
+
+    /// The next event; until `end`.
+    pub(crate) fn run_until(&mut self, end: u64) {
+        while let Some(entry) = self.queue.first_entry() {
+            let (time, _) = *entry.key();
+            if time > end {
+                break;
+            }
+            let event = entry.remove();
+            self.now = time;
+            self.etcd.expire(time);
+            self.after_etcd();
+            self.happen(event);
+            self.after_etcd();
+        }
+        self.now = end;
+        self.etcd.expire(end);
+        self.after_etcd();
+    }
+
+    fn happen(&mut self, event: Event) {
+        if let Some((process, life)) = event.of() {
+            let Some(found) = self.processes.get(process) else {
+                return;
+            };
+            if found.life != life || found.engine.is_none() {
+                return;
+            }
+            if found.frozen_until > self.now {
+                let until = found.frozen_until;
+                self.at(until, event);
+                return;
+            }
+        }
+        match event {
+            Event::Fault(fault) => self.fault(&fault),
+            Event::Start(process) => self.start(process),
+            Event::Tick(process, life) => {
+                self.feed(process, Input::Tick);
+                self.at(self.now + 100 * MILLISECOND, Event::Tick(process, life));
+            }
+            Event::Kube(process, _, resource) => self.kube_turn(process, resource),
+            Event::Probe(process, life) => {
+                self.probe(process);
+                let pause = self.rng.random_range(SECOND / 2..2 * SECOND);
+                self.at(self.now + pause, Event::Probe(process, life));
+            }
+            Event::Keeper(process, life) => {
+                self.keep(process);
+                let pause = self.rng.random_range(300 * MILLISECOND..600 * MILLISECOND);
+                self.at(self.now + pause, Event::Keeper(process, life));
+            }
+            Event::Arrive {
+                process,
+                life,
+                number,
+                request,
+                answer,
+                left,
+            } => {
+                self.arrive(process, life, number, &request, answer, left);
+            }
+            Event::Answer {
+                process,
+                number,
+                answer,
+                ..
+            } => self.feed(process, Input::Answer(number, *answer)),
+            Event::Read(process, life, range, token) => self.read(process, life, range, token),
+            Event::Given {
+                process,
+                range,
+                token,
+                revision,
+                records,
+                ..
+            } => self.given(process, range, token, revision, records),
+            Event::Watch(process, _, range, token) => self.watch_turn(process, &range, token),
+            Event::Progress(process, _) => self.progress(process),
+            Event::Connected(process, _) => self.connected(process),
+            Event::Status { process, effect } => self.status(process, *effect),
+        }
+    }
+
+    // === processes ===
+
+    fn process(&mut self, process: usize) -> &mut Process {
+        self.processes.get_mut(process).expect("a process")
+    }
+
+    pub(crate) fn running(&self) -> impl Iterator<Item = usize> {
+        self.processes
+            .iter()
+            .enumerate()
+            .filter(|(_, found)| found.engine.is_some())
+            .map(|(process, _)| process)
+    }
+
+    /// The process that leads, if one knows that it does.
+    pub(crate) fn leader(&mut self) -> Option<usize> {
+        (0..self.processes.len()).find(|process| {
+            self.process(*process)
+                .engine
+                .as_mut()
+                .is_some_and(|engine| engine.numbers().leads)
+        })
+    }
+
+    pub(crate) fn start(&mut self, process: usize) {
+        let seed = self.rng.random();
+        let policy = self.policy.clone();
+        self.note(|| format!("p{process} starts"));
+        let found = self.process(process);
+        if found.engine.is_some() {
+            return;
+        }
+        let life = found.life + 1;
+        *found = Process::new();
+        found.life = life;
+        found.follower.connected = true;
+        found.engine = Some(Engine::new(
+            Settings {
+                cluster_name: CLUSTER.into(),
+                registrar_prefix: "/registrar/".into(),
+                election_ttl: 5,
+                max_staleness: 0,
+                seed,
+            },
+            policy,
+        ));
+        self.later(50 * MILLISECOND, Event::Probe(process, life));
+        self.later(100 * MILLISECOND, Event::Tick(process, life));
+        self.later(100 * MILLISECOND, Event::Keeper(process, life));
+        for resource in RESOURCES {
+            self.process(process)
+                .watches
+                .insert(resource, KubeWatch::default());
+            self.wake_kube(process, resource, 50 * MILLISECOND);
+        }
+    }
+
+    /// The process is gone; what it had sent may still arrive.
+    pub(crate) fn crash(&mut self, process: usize) {
+        let found = self.process(process);
+        found.engine = None;
+        found.life += 1;
+    }
+
+    fn feed(&mut self, process: usize, input: Input) {
+        let now = Now {
+            monotonic: self.now,
+            unix: 1_700_000_000 + i64::try_from(self.now / SECOND).unwrap_or(0),
+        };
+        if self.trace.is_some() && !matches!(input, Input::Tick) {
+            let text = show_input(&input);
+            self.note(|| format!("p{process} <- {text}"));
+        }
+        let Some(engine) = &mut self.process(process).engine else {
+            return;
+        };
+        for effect in engine.step(input, now) {
+            self.carry_out(process, effect);
+        }
+    }
+
+    fn carry_out(&mut self, process: usize, effect: Effect) {
+        if self.trace.is_some() {
+            let text = show_effect(&effect);
+            self.note(|| format!("p{process} -> {text}"));
+        }
+        let life = self.process(process).life;
+        match effect {
+            Effect::Ask(number, request) => self.send(process, life, number, request),
+            Effect::Follow(ranges) => self.follow(process, life, ranges),
+            Effect::Reread(range) => {
+                let follower = &mut self.process(process).follower;
+                follower.tokens += 1;
+                let token = follower.tokens;
+                if let Some(followed) = follower.ranges.get_mut(&range) {
+                    followed.token = token;
+                    followed.reached = None;
+                    self.later(20 * MILLISECOND, Event::Read(process, life, range, token));
+                }
+            }
+            Effect::AskProgress => {
+                self.process(process).follower.asked = true;
+                self.later(20 * MILLISECOND, Event::Progress(process, life));
+            }
+            Effect::Keep(lease, ttl) => {
+                let due = self.now + third(ttl);
+                let keeper = &mut self.process(process).keeper;
+                keeper.named.insert(lease, ttl);
+                keeper.due.entry(lease).or_insert(due);
+            }
+            Effect::Release(lease) => {
+                let keeper = &mut self.process(process).keeper;
+                keeper.named.remove(&lease);
+            }
+            Effect::Keeping(keeping) => self.process(process).keeper.keeping = keeping,
+            Effect::Cluster(uid) => self.process(process).keeper.uid = Some(uid),
+            Effect::Relist(resource, number) => {
+                if let Some(watch) = self.process(process).watches.get_mut(&resource) {
+                    watch.ordered = watch.ordered.max(number);
+                    // Its next turn may be far off.
+                    watch.due = false;
+                }
+                self.wake_kube(process, resource, 20 * MILLISECOND);
+            }
+            effect @ Effect::PatchStatus { .. } => {
+                let effect = Box::new(effect);
+                self.later(50 * MILLISECOND, Event::Status { process, effect });
+            }
+            Effect::Announce { .. } | Effect::Propagated(..) | Effect::Log(..) => {}
+            Effect::Done => {
+                self.crash(process);
+                let pause = self.rng.random_range(0..3 * SECOND);
+                self.at(self.now + pause, Event::Start(process));
+            }
+            Effect::Fatal(message) => panic!("p{process} gives up: {message}"),
+        }
+    }
+
+    // === Kubernetes ===
+
+    fn wake_kube(&mut self, process: usize, resource: Resource, lag: u64) {
+        let life = self.process(process).life;
+        let Some(watch) = self.process(process).watches.get_mut(&resource) else {
+            return;
+        };
+        if !std::mem::replace(&mut watch.due, true) {
+            self.later(lag, Event::Kube(process, life, resource));
+        }
+    }
+
+    /// Kubernetes changed.
+    pub(crate) fn wake_all(&mut self) {
+        let lag = self.lag();
+        for process in self.running().collect::<Vec<_>>() {
+            for resource in RESOURCES {
+                if self.pending(process, resource) {
+                    self.wake_kube(process, resource, lag);
+                }
+            }
+        }
+    }
+
+    fn lag(&self) -> u64 {
+        if self.faults {
+            self.knobs.kube_lag
+        } else {
+            self.knobs.kube_lag.min(100 * MILLISECOND)
+        }
+    }
+
+    /// Whether the API server has something that a watch has not delivered.
+    fn pending(&self, process: usize, resource: Resource) -> bool {
+        let Some(watch) = self
+            .processes
+            .get(process)
+            .and_then(|found| found.watches.get(&resource))
+        else {
+            return false;
+        };
+        !matches!(watch.phase, Phase::Watching)
+            || self.kube.events(resource, watch.position).next().is_some()
+    }
+
+    /// Whether a process has heard of everything.
+    pub(crate) fn caught_up(&self, process: usize) -> bool {
+        RESOURCES
+            .iter()
+            .all(|resource| !self.pending(process, *resource))
+    }
+
+    fn kube_turn(&mut self, process: usize, resource: Resource) {
+        let stalled_until = self.process(process).stalled_until;
+        // A list that is asked for comes all the same.
+        let watches = self
+            .process(process)
+            .watches
+            .get(&resource)
+            .is_some_and(|watch| {
+                matches!(watch.phase, Phase::Watching) && watch.ordered <= watch.taken
+            });
+        if watches && stalled_until > self.now {
+            let life = self.process(process).life;
+            self.at(stalled_until, Event::Kube(process, life, resource));
+            return;
+        }
+        let cut = self.process(process).cut_until > self.now;
+        let broken_lists = if self.faults {
+            self.knobs.broken_lists
+        } else {
+            0.0
+        };
+        let breaks = self.rng.random_bool(broken_lists);
+        let some = self.rng.random_range(1..=4usize);
+        let lag = self.lag();
+        let Some(mut watch) = self.process(process).watches.remove(&resource) else {
+            return;
+        };
+        watch.due = false;
+        let mut inputs: Vec<KubeInput> = Vec::new();
+        let mut changes: Vec<(u64, KubeInput)> = Vec::new();
+        let broken = |inputs: &mut Vec<KubeInput>| {
+            inputs.push(KubeInput::Broken {
+                resource,
+                problem: WatchProblem::Unreachable,
+                message: "the connection broke".into(),
+            });
+        };
+        let pause;
+        if cut {
+            broken(&mut inputs);
+            watch.broken = true;
+            if !matches!(watch.phase, Phase::Watching) {
+                watch.phase = Phase::Away;
+            }
+            pause = Some(SECOND);
+        } else {
+            match &mut watch.phase {
+                Phase::Away => {
+                    watch.taken = watch.ordered;
+                    watch.broken = false;
+                    inputs.push(KubeInput::ListStarted {
+                        resource,
+                        relist: watch.taken,
+                    });
+                    let mut rest = self.kube.list(resource);
+                    rest.shuffle(&mut self.rng);
+                    let version = self.kube.version;
+                    watch.phase = Phase::Listing { version, rest };
+                    pause = Some(20 * MILLISECOND);
+                }
+                Phase::Listing { .. } if watch.ordered > watch.taken => {
+                    watch.phase = Phase::Away;
+                    pause = Some(20 * MILLISECOND);
+                }
+                Phase::Listing { .. } if breaks => {
+                    broken(&mut inputs);
+                    watch.phase = Phase::Away;
+                    pause = Some(200 * MILLISECOND);
+                }
+                Phase::Listing { version, rest } => {
+                    for object in rest.drain(..some.min(rest.len())) {
+                        inputs.push(KubeInput::Applied(object));
+                    }
+                    if rest.is_empty() {
+                        let resource_version = *version;
+                        inputs.push(KubeInput::ListDone {
+                            resource,
+                            resource_version,
+                        });
+                        watch.position = resource_version;
+                        watch.phase = Phase::Watching;
+                        pause = Some(lag);
+                    } else {
+                        pause = Some(20 * MILLISECOND);
+                    }
+                }
+                Phase::Watching if watch.ordered > watch.taken => {
+                    watch.phase = Phase::Away;
+                    pause = Some(20 * MILLISECOND);
+                }
+                Phase::Watching => {
+                    if std::mem::take(&mut watch.broken) {
+                        inputs.push(KubeInput::Bookmark {
+                            resource,
+                            resource_version: watch.position,
+                        });
+                    }
+                    let mut events = self.kube.events(resource, watch.position);
+                    for (version, event) in events.by_ref().take(some) {
+                        let input = match event {
+                            KubeEvent::Applied(object) => KubeInput::Applied(object.clone()),
+                            KubeEvent::Deleted(object) => KubeInput::Deleted(object.clone()),
+                        };
+                        changes.push((version, input));
+                    }
+                    pause = events.next().is_some().then_some(lag);
+                }
+            }
+        }
+        self.process(process).watches.insert(resource, watch);
+        if let Some(pause) = pause {
+            self.wake_kube(process, resource, pause);
+        }
+        for input in inputs {
+            self.feed(process, Input::Kube(input));
+        }
+        for (version, input) in changes {
+            if let Some(watch) = self.process(process).watches.get_mut(&resource) {
+                watch.position = version;
+            }
+            self.feed(process, Input::Kube(input));
+        }
+    }
+
+    /// The probe, and the bookmarks and progress that come when nothing else does.
+    fn probe(&mut self, process: usize) {
+        self.process(process).follower.asked = true;
+        self.progress(process);
+        if self.process(process).cut_until > self.now {
+            for resource in RESOURCES {
+                self.wake_kube(process, resource, SECOND);
+            }
+            return;
+        }
+        let uid = CLUSTER_UID.to_owned();
+        self.feed(process, Input::Kube(KubeInput::ClusterUid(uid)));
+        self.feed(process, Input::Kube(KubeInput::Answered));
+        for resource in RESOURCES {
+            if self.pending(process, resource) {
+                continue;
+            }
+            let resource_version = self.kube.version;
+            if let Some(watch) = self.process(process).watches.get_mut(&resource) {
+                if watch.broken {
+                    continue;
+                }
+                watch.position = resource_version;
+            }
+            let bookmark = KubeInput::Bookmark {
+                resource,
+                resource_version,
+            };
+            self.feed(process, Input::Kube(bookmark));
+        }
+    }
+
+    fn status(&mut self, process: usize, effect: Effect) {
+        let Effect::PatchStatus {
+            namespace,
+            name,
+            uid,
+            status,
+            ready_only,
+        } = effect
+        else {
+            return;
+        };
+        if self.process(process).cut_until > self.now {
+            return;
+        }
+        let full_name = format!("{namespace}/{name}");
+        let mut whole = *status;
+        if ready_only {
+            let known = self.kube.registrations.get(&full_name);
+            let mut merged = known.and_then(|r| r.status.clone()).unwrap_or_default();
+            for condition in whole.conditions {
+                merged.conditions.retain(|c| c.type_ != condition.type_);
+                merged.conditions.push(condition);
+            }
+            whole = merged;
+        }
+        self.kube.put_status(&full_name, &uid, whole);
+        self.wake_all();
+    }
+
+    // === etcd ===
+
+    fn send(&mut self, process: usize, life: u64, number: u64, request: Request) {
+        self.check_sent(process, &request);
+        let left = self.known_to_have_left(process, &request);
+        let there = self.delay(20 * MILLISECOND);
+        let arrive = |request: Request, answer| Event::Arrive {
+            process,
+            life,
+            number,
+            request: Box::new(request),
+            answer,
+            left: left.clone(),
+        };
+        let unknown = if self.faults { self.knobs.unknown } else { 0.0 };
+        if !self.rng.random_bool(unknown) {
+            self.under_way += 1;
+            self.at(self.now + there, arrive(request, true));
+            return;
+        }
+        let deadline = self.now + self.rng.random_range(50 * MILLISECOND..1_500 * MILLISECOND);
+        match self.rng.random_range(0..3) {
+            0 => {
+                self.under_way += 1;
+                self.at((self.now + there).min(deadline), arrive(request, false));
+            }
+            1 => {
+                self.under_way += 1;
+                let late = self.rng.random_range(0..3 * SECOND);
+                self.at(deadline + late, arrive(request, false));
+            }
+            _ => {}
+        }
+        let answer = Box::new(Err(Failure {
+            kind: FailureKind::Unknown,
+            message: "no answer within the deadline".into(),
+        }));
+        self.at(
+            deadline,
+            Event::Answer {
+                process,
+                life,
+                number,
+                answer,
+            },
+        );
+    }
+
+    fn arrive(
+        &mut self,
+        process: usize,
+        life: u64,
+        number: u64,
+        request: &Request,
+        answer: bool,
+        left: Vec<String>,
+    ) {
+        self.under_way -= 1;
+        self.checks.other(request);
+        let result = self
+            .etcd
+            .request(request, self.now, Author::Process(process));
+        if let (Request::Txn(txn), Ok(Answer::Txn { succeeded, .. })) = (request, &result) {
+            let succeeded = *succeeded;
+            self.note(|| format!("etcd: ask {number} of p{process}: {succeeded}"));
+            if succeeded {
+                self.checks.applied(txn, &left);
+            }
+        }
+        self.after_etcd();
+        if answer {
+            let answer = Box::new(result);
+            self.later(
+                20 * MILLISECOND,
+                Event::Answer {
+                    process,
+                    life,
+                    number,
+                    answer,
+                },
+            );
+        }
+    }
+
+    /// Pods whose records a request deletes, and of which the sender has heard that they left.
+    fn known_to_have_left(&self, process: usize, request: &Request) -> Vec<String> {
+        let Request::Txn(txn) = request else {
+            return Vec::new();
+        };
+        let engine = self
+            .processes
+            .get(process)
+            .and_then(|found| found.engine.as_ref());
+        let Some(pods) = engine.map(|engine| engine.index().pods()) else {
+            return Vec::new();
+        };
+        let deleted = txn.then.iter().filter_map(|op| match op {
+            Op::Delete(key) if is_record(key) => uid(&self.etcd.get(key)?.value),
+            _ => None,
+        });
+        deleted
+            .filter(|uid| {
+                let known = pods.find(pods.uid(uid)).and_then(|id| pods.get(id));
+                known.is_none_or(|pod| pod.left)
+            })
+            .collect()
+    }
+
+    /// What must hold of every request.
+    fn check_sent(&mut self, process: usize, request: &Request) {
+        let Request::Txn(txn) = request else { return };
+        let writes = |op: &Op| match op {
+            Op::Put(key, ..) | Op::Delete(key) => is_record(key),
+            Op::Get(_) | Op::GetRange(_) => false,
+        };
+        if !txn.then.iter().chain(&txn.otherwise).any(writes) {
+            return;
+        }
+        self.checks.fenced(txn);
+        let incomplete = self
+            .process(process)
+            .engine
+            .as_ref()
+            .and_then(Engine::incomplete);
+        assert!(
+            incomplete.is_none(),
+            "p{process} writes records although {incomplete:?}"
+        );
+        if !self.caught_up(process) || self.knobs.hands > 0 {
+            return;
+        }
+        let wanted = self.expected();
+        for op in &txn.then {
+            if let Op::Delete(key) = op
+                && is_record(key)
+            {
+                self.checks.old_key_stays(&show(key), &wanted, &self.etcd);
+            }
+        }
+    }
+
+    /// etcd changed: checks, and watches.
+    pub(crate) fn after_etcd(&mut self) {
+        let revision = self.etcd.revision;
+        if revision == self.checked {
+            return;
+        }
+        let changes = self.etcd.changes(self.checked, revision).to_vec();
+        self.checked = revision;
+        for change in &changes {
+            if self.trace.is_some() {
+                let text = format!(
+                    "etcd {}: {} {} -> {} ({:?}{})",
+                    change.revision,
+                    show(&change.key),
+                    show_kv(change.before.as_ref()),
+                    show_kv(change.after.as_ref()),
+                    change.author,
+                    if change.by_lease {
+                        ", a lease ended"
+                    } else {
+                        ""
+                    }
+                );
+                self.note(|| text);
+            }
+            self.checks.changed(change, &self.etcd, &self.kube);
+        }
+        self.checks.one_owner(&self.etcd);
+        let lag = if self.faults {
+            self.knobs.etcd_lag
+        } else {
+            self.knobs.etcd_lag.min(50 * MILLISECOND)
+        };
+        for process in self.running().collect::<Vec<_>>() {
+            let life = self.process(process).life;
+            let mut woken = Vec::new();
+            for (range, followed) in &mut self.process(process).follower.ranges {
+                if followed.reached.is_some()
+                    && !followed.due
+                    && changes.iter().any(|change| range.contains(&change.key))
+                {
+                    followed.due = true;
+                    woken.push((range.clone(), followed.token));
+                }
+            }
+            for (range, token) in woken {
+                self.later(lag, Event::Watch(process, life, range, token));
+            }
+        }
+    }
+
+    fn follow(&mut self, process: usize, life: u64, ranges: Vec<Range>) {
+        let follower = &mut self.process(process).follower;
+        follower.ranges.retain(|range, _| ranges.contains(range));
+        let mut new = Vec::new();
+        for range in ranges {
+            if !follower.ranges.contains_key(&range) {
+                follower.tokens += 1;
+                let token = follower.tokens;
+                let followed = Followed {
+                    token,
+                    reached: None,
+                    due: false,
+                };
+                follower.ranges.insert(range.clone(), followed);
+                new.push((range, token));
+            }
+        }
+        let (connected, asked) = (follower.connected, follower.asked);
+        if connected {
+            for (range, token) in new {
+                self.later(20 * MILLISECOND, Event::Read(process, life, range, token));
+            }
+        }
+        if asked {
+            self.later(20 * MILLISECOND, Event::Progress(process, life));
+        }
+    }
+
+    fn read(&mut self, process: usize, life: u64, range: Range, token: u64) {
+        let revision = self.etcd.revision;
+        let records = self.etcd.range(&range);
+        self.later(
+            20 * MILLISECOND,
+            Event::Given {
+                process,
+                life,
+                range,
+                token,
+                revision,
+                records,
+            },
+        );
+    }
+
+    fn given(
+        &mut self,
+        process: usize,
+        range: Range,
+        token: u64,
+        revision: Revision,
+        records: Vec<KeyValue>,
+    ) {
+        let life = self.process(process).life;
+        let more = !self
+            .etcd
+            .events(&range, revision, self.etcd.revision)
+            .is_empty();
+        let follower = &mut self.process(process).follower;
+        let Some(followed) = follower
+            .ranges
+            .get_mut(&range)
+            .filter(|followed| followed.token == token)
+        else {
+            return;
+        };
+        followed.reached = Some(revision);
+        followed.due = more;
+        let asked = follower.asked;
+        if more {
+            // Events that came meanwhile are handed on right after it, as the follower does.
+            self.at(self.now, Event::Watch(process, life, range.clone(), token));
+        }
+        if asked {
+            self.later(20 * MILLISECOND, Event::Progress(process, life));
+        }
+        self.feed(
+            process,
+            Input::Snapshot {
+                range,
+                revision,
+                records,
+            },
+        );
+    }
+
+    fn watch_turn(&mut self, process: usize, range: &Range, token: u64) {
+        let life = self.process(process).life;
+        let newest = self.etcd.revision;
+        let Some(reached) = self
+            .process(process)
+            .follower
+            .ranges
+            .get(range)
+            .filter(|followed| followed.token == token)
+            .and_then(|followed| followed.reached)
+        else {
+            return;
+        };
+        let up_to = if newest > reached && self.rng.random_bool(0.3) {
+            self.rng.random_range(reached + 1..=newest)
+        } else {
+            newest
+        };
+        let events = self.etcd.events(range, reached, up_to);
+        let more = !self.etcd.events(range, up_to, newest).is_empty();
+        if let Some(followed) = self.process(process).follower.ranges.get_mut(range) {
+            followed.reached = Some(up_to);
+            followed.due = more;
+        }
+        if more {
+            let lag = self.knobs.etcd_lag;
+            self.later(lag, Event::Watch(process, life, range.clone(), token));
+        }
+        self.give_events(process, range, events);
+    }
+
+    fn give_events(
+        &mut self,
+        process: usize,
+        range: &Range,
+        events: Vec<etcd_registrar::engine::etcd::Event>,
+    ) {
+        use etcd_registrar::engine::etcd::Event as Changed;
+        let last = match events.last() {
+            None => return,
+            Some(Changed::Put(kv)) => kv.mod_revision,
+            Some(Changed::Delete(_, revision)) => *revision,
+        };
+        self.feed(
+            process,
+            Input::Events {
+                range: range.clone(),
+                revision: last,
+                events,
+            },
+        );
+    }
+
+    fn progress(&mut self, process: usize) {
+        let follower = &mut self.process(process).follower;
+        let settled = follower.connected
+            && follower
+                .ranges
+                .values()
+                .all(|followed| followed.reached.is_some());
+        if !settled || !std::mem::take(&mut follower.asked) {
+            return;
+        }
+        let newest = self.etcd.revision;
+        let mut open: Vec<(Range, Revision)> = Vec::new();
+        for (range, followed) in &mut self.process(process).follower.ranges {
+            open.push((range.clone(), followed.reached.unwrap_or(newest)));
+            followed.reached = Some(newest);
+        }
+        open.shuffle(&mut self.rng);
+        let one = open.first().map(|(range, _)| range.clone());
+        for (range, reached) in open {
+            let events = self.etcd.events(&range, reached, newest);
+            self.give_events(process, &range, events);
+        }
+        self.feed(process, Input::Progress(newest));
+        if let Some(range) = one.filter(|_| self.rng.random_bool(0.3)) {
+            let keys = self
+                .etcd
+                .range(&range)
+                .into_iter()
+                .map(|kv| (kv.key, kv.mod_revision))
+                .collect();
+            let still = self.process(process).follower.ranges.contains_key(&range);
+            if still && self.etcd.revision == newest {
+                self.feed(
+                    process,
+                    Input::KeysSeen {
+                        range,
+                        revision: newest,
+                        keys,
+                    },
+                );
+            }
+        }
+    }
+
+    fn break_watch(&mut self, process: usize) {
+        let life = self.process(process).life;
+        let follower = &mut self.process(process).follower;
+        follower.connected = false;
+        for followed in follower.ranges.values_mut() {
+            follower.tokens += 1;
+            followed.token = follower.tokens;
+            followed.reached = None;
+            followed.due = false;
+        }
+        self.later(500 * MILLISECOND, Event::Connected(process, life));
+        self.feed(process, Input::WatchBroken("the stream ended".into()));
+    }
+
+    fn connected(&mut self, process: usize) {
+        let life = self.process(process).life;
+        let follower = &mut self.process(process).follower;
+        follower.connected = true;
+        let all: Vec<(Range, u64)> = follower
+            .ranges
+            .iter()
+            .map(|(range, followed)| (range.clone(), followed.token))
+            .collect();
+        for (range, token) in all {
+            self.later(20 * MILLISECOND, Event::Read(process, life, range, token));
+        }
+    }
+
+    /// The keeper of a process, as `registry::keeper` is.
+    fn keep(&mut self, process: usize) {
+        let owner = self
+            .etcd
+            .get(format!("{REGISTRAR}owner").as_bytes())
+            .cloned();
+        let keeper = &mut self.process(process).keeper;
+        if !keeper.keeping {
+            return;
+        }
+        let uid = keeper.uid.clone().or_else(|| {
+            let value = owner.as_ref().map(|kv| kv.value.to_vec())?;
+            String::from_utf8(value).ok()
+        });
+        let mut found: BTreeMap<LeaseId, i64> = BTreeMap::new();
+        if let Some(kv) = owner.filter(|kv| kv.lease != 0) {
+            found.insert(kv.lease, 60);
+        }
+        if let Some(uid) = uid {
+            for kv in self.etcd.below(&format!("{REGISTRAR}leases/{uid}/")) {
+                let key = show(&kv.key);
+                let id = key.rsplit('/').next().unwrap_or("");
+                if let Ok(id) = i64::from_str_radix(id, 16) {
+                    found.insert(id, slot(&kv.value).map_or(5, |slot| slot.2));
+                }
+            }
+        }
+        let now = self.now;
+        let keeper = &mut self.process(process).keeper;
+        let mut kept: BTreeMap<LeaseId, i64> = keeper.named.clone();
+        kept.extend(found);
+        keeper.due.retain(|id, _| kept.contains_key(id));
+        let mut lost = Vec::new();
+        let mut due_now = Vec::new();
+        for (id, ttl) in kept {
+            let due = keeper.due.entry(id).or_insert(now);
+            if *due <= now {
+                *due = now + third(ttl);
+                due_now.push(id);
+            }
+        }
+        for id in due_now {
+            if !self.etcd.keep_alive(id, now) {
+                lost.push(id);
+            }
+        }
+        for id in lost {
+            self.process(process).keeper.named.remove(&id);
+            self.feed(process, Input::LeaseLost(id));
+        }
+    }
+
+    // === faults ===
+
+    fn fault(&mut self, fault: &Fault) {
+        if !matches!(fault, Fault::Change) {
+            self.note(|| format!("--- {fault:?}"));
+        }
+        let up: Vec<usize> = self.running().collect();
+        let any = (!up.is_empty()).then(|| {
+            let at = self.rng.random_range(0..up.len());
+            up.get(at).copied().unwrap_or(0)
+        });
+        match (fault, any) {
+            (Fault::Change, _) => {
+                crate::scenario::change(self);
+                self.wake_all();
+            }
+            (Fault::Hand, _) => crate::scenario::hand(self),
+            (Fault::NoSpace(full), _) => self.etcd.full = *full && self.faults,
+            (Fault::EndLeaderLease, _) => self.end_leader_lease(),
+            (Fault::Relist, Some(process)) => {
+                let at = self.rng.random_range(0..RESOURCES.len());
+                let resource = RESOURCES.get(at).copied().unwrap_or(Resource::Pods);
+                self.relist(process, resource);
+            }
+            (Fault::BreakWatch, Some(process)) => self.break_watch(process),
+            (Fault::Crash, Some(process)) => {
+                self.crash(process);
+                let pause = self.rng.random_range(0..self.knobs.away);
+                self.at(self.now + pause, Event::Start(process));
+            }
+            (Fault::HandOver, Some(process)) => {
+                if !std::mem::replace(&mut self.process(process).leaving, true) {
+                    self.feed(process, Input::Shutdown);
+                }
+            }
+            (Fault::Freeze, Some(process)) => {
+                let pause = self.rng.random_range(0..self.knobs.away);
+                self.process(process).frozen_until = self.now + pause;
+            }
+            (Fault::CutOff, Some(process)) => {
+                let pause = self.rng.random_range(0..25 * SECOND);
+                self.process(process).cut_until = self.now + pause;
+                for resource in RESOURCES {
+                    self.wake_kube(process, resource, SECOND);
+                }
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// A watch lists anew.
+    pub(crate) fn relist(&mut self, process: usize, resource: Resource) {
+        if let Some(watch) = self.process(process).watches.get_mut(&resource) {
+            watch.phase = Phase::Away;
+        }
+        self.wake_kube(process, resource, 20 * MILLISECOND);
+    }
+
+    /// Whether a list of pods that is not complete has named a pod already.
+    pub(crate) fn heard_in_list(&self, process: usize, uid: &str) -> bool {
+        let watch = self
+            .processes
+            .get(process)
+            .and_then(|found| found.watches.get(&Resource::Pods));
+        matches!(watch.map(|watch| &watch.phase), Some(Phase::Listing { rest, .. })
+            if !rest.iter().any(|object| matches!(object, Object::Pod(pod) if *pod.uid == *uid)))
+    }
+
+    /// The watches of a process deliver nothing until then.
+    pub(crate) fn stall(&mut self, process: usize, until: u64) {
+        self.process(process).stalled_until = until;
+    }
+
+    pub(crate) fn end_leader_lease(&mut self) {
+        let leader = self.etcd.get(format!("{REGISTRAR}leader").as_bytes());
+        if let Some(lease) = leader.map(|kv| kv.lease) {
+            self.etcd.end(lease);
+        }
+    }
+
+    // === what is compared ===
+
+    pub(crate) fn expected(&self) -> BTreeMap<String, Wanted> {
+        expected(&self.kube, &self.policy, &self.settings)
+    }
+
+    /// Whether etcd holds exactly what is wanted, on the right leases; else what is wrong.
+    pub(crate) fn differences(&mut self) -> Vec<String> {
+        let state = (self.kube.version, self.etcd.revision);
+        if self.compared.0 != state {
+            self.compared = (state, self.differences_now());
+        }
+        self.compared.1.clone()
+    }
+
+    /// The same, without a memory.
+    pub(crate) fn differences_now(&self) -> Vec<String> {
+        let wanted = self.expected();
+        let mut wrong = Vec::new();
+        let mut standing = BTreeSet::new();
+        for kv in self.etcd.all().filter(|kv| is_record(&kv.key)) {
+            let key = show(&kv.key);
+            let value = show(&kv.value);
+            standing.insert(key.clone());
+            let Some(wanted) = wanted.get(&key) else {
+                wrong.push(format!("{key} stands ({value}) and is not wanted"));
+                continue;
+            };
+            let same = if wanted.any_zone {
+                without_zone(&value) == without_zone(&wanted.value)
+            } else {
+                value == wanted.value
+            };
+            if !same {
+                wrong.push(format!("{key} is {value} and should be {}", wanted.value));
+            }
+            let lease_key = format!("{REGISTRAR}leases/{CLUSTER_UID}/{:016x}", kv.lease);
+            let name = self.etcd.get(lease_key.as_bytes());
+            let is = name.and_then(|kv| slot(&kv.value));
+            let should = (
+                wanted.registration.clone(),
+                wanted.scope.clone(),
+                wanted.ttl,
+            );
+            if is.as_ref() != Some(&should) {
+                wrong.push(format!(
+                    "{key} is on a lease for {is:?}, not for {should:?}"
+                ));
+            }
+            if name.is_some_and(|name| name.lease != kv.lease) {
+                wrong.push(format!("{lease_key} is on another lease"));
+            }
+            if !self.etcd.lives(kv.lease) {
+                wrong.push(format!("{key} is on a lease that is gone"));
+            }
+        }
+        for (key, wanted) in wanted {
+            if !standing.contains(&key) {
+                wrong.push(format!("{key} is missing ({})", wanted.value));
+            }
+        }
+        wrong
+    }
+
+    /// Leases that nothing stands on and that are not the operator's own, and keys of processes that
+    /// are gone.
+    pub(crate) fn leaks(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let own = [format!("{REGISTRAR}owner"), format!("{REGISTRAR}leader")];
+        for lease in self.etcd.leases() {
+            let keys: Vec<String> = self
+                .etcd
+                .keys_of(lease)
+                .iter()
+                .map(|key| show(key))
+                .collect();
+            let used = keys.iter().any(|key| {
+                is_record(key.as_bytes())
+                    || own.contains(key)
+                    || key.starts_with(&format!("{REGISTRAR}waiting/"))
+                    // Put back after a hand had taken it: younger than the term, so it is left to the next.
+                    || self.knobs.hands > 0 && key.starts_with(&format!("{REGISTRAR}leases/"))
+            });
+            if !used {
+                wrong.push(format!("lease {lease:016x} with nothing but {keys:?}"));
+            }
+        }
+        let waiting = self.etcd.below(&format!("{REGISTRAR}waiting/")).len();
+        // The leader's own may stand there still: its put was late.
+        if waiting > self.knobs.replicas {
+            wrong.push(format!("{waiting} keys below waiting/"));
+        }
+        wrong
+    }
+
+    /// Nothing is under way: what stands is what no process has a reason to touch.
+    pub(crate) fn settle(&mut self) {
+        let at_rest = self.under_way == 0
+            && self
+                .leader()
+                .is_some_and(|leader| self.caught_up(leader) && self.rests(leader))
+            && self.differences().is_empty();
+        if at_rest {
+            self.checks.settle(&self.etcd);
+        }
+    }
+
+    fn rests(&mut self, process: usize) -> bool {
+        self.process(process).engine.as_mut().is_some_and(|engine| {
+            let numbers = engine.numbers();
+            numbers.queued == 0 && numbers.lanes_busy == 0
+        })
+    }
+
+    /// One line for each process.
+    pub(crate) fn summary(&mut self) -> String {
+        let mut lines = Vec::new();
+        for process in 0..self.processes.len() {
+            let text = match &mut self.process(process).engine {
+                None => "down".to_owned(),
+                Some(engine) => format!("{:?}", engine.numbers()),
+            };
+            let caught_up = self.caught_up(process);
+            lines.push(format!("p{process} (caught up: {caught_up}): {text}"));
+        }
+        lines.join("\n")
+    }
+}
+
+/// Whether a key is not one of the operator's own.
+pub(crate) fn is_record(key: &[u8]) -> bool {
+    !key.starts_with(b"/registrar/")
+}
+
+/// Registration, scope and TTL of the value of a key below `leases/`.
+pub(crate) fn slot(value: &[u8]) -> Option<(String, String, i64)> {
+    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
+    let text = |name: &str| Some(value.get(name)?.as_str()?.to_owned());
+    Some((
+        text("registration")?,
+        text("scope")?,
+        value.get("ttl")?.as_i64()?,
+    ))
+}
+
+/// The pod that a record of the format Json names.
+pub(crate) fn uid(value: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(value).ok()?;
+    Some(value.get("uid")?.as_str()?.to_owned())
+}
+
+fn third(ttl: i64) -> u64 {
+    u64::try_from(ttl).unwrap_or(0) * SECOND / 3
+}
+
+fn show_kv(kv: Option<&KeyValue>) -> String {
+    kv.map_or("nothing".into(), |kv| {
+        format!(
+            "[{} on {:016x}, created {}, changed {}]",
+            show(&kv.value),
+            kv.lease,
+            kv.create_revision,
+            kv.mod_revision
+        )
+    })
+}
+
+fn show_range(range: &Range) -> String {
+    show(&range.start)
+}
+
+fn show_input(input: &Input) -> String {
+    use etcd_registrar::engine::etcd::Event as Changed;
+    match input {
+        Input::Events {
+            range,
+            revision,
+            events,
+        } => {
+            let events: Vec<String> = events
+                .iter()
+                .map(|event| match event {
+                    Changed::Put(kv) => format!("put {}@{}", show(&kv.key), kv.mod_revision),
+                    Changed::Delete(key, at) => format!("delete {}@{at}", show(key)),
+                })
+                .collect();
+            let range = show_range(range);
+            format!("events of {range} up to {revision}: {}", events.join(", "))
+        }
+        Input::Snapshot {
+            range,
+            revision,
+            records,
+        } => {
+            let keys: Vec<String> = records
+                .iter()
+                .map(|kv| format!("{}@{}", show(&kv.key), kv.mod_revision))
+                .collect();
+            let range = show_range(range);
+            format!("snapshot of {range} at {revision}: {}", keys.join(", "))
+        }
+        Input::KeysSeen { range, .. } => format!("keys seen of {}", show_range(range)),
+        Input::Answer(number, Ok(Answer::Txn { succeeded, .. })) => {
+            format!("answer {number}: {succeeded}")
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn show_effect(effect: &Effect) -> String {
+    let op = |op: &Op| match op {
+        Op::Put(key, value, lease) => format!("put {}={} on {lease:016x}", show(key), show(value)),
+        Op::Delete(key) => format!("delete {}", show(key)),
+        Op::Get(key) => format!("get {}", show(key)),
+        Op::GetRange(range) => format!("get range {}", show_range(range)),
+    };
+    match effect {
+        Effect::Ask(number, Request::Txn(txn)) => {
+            let then: Vec<String> = txn.then.iter().map(op).collect();
+            format!("ask {number}: {}", then.join("; "))
+        }
+        Effect::Follow(ranges) => {
+            let ranges: Vec<String> = ranges.iter().map(show_range).collect();
+            format!("follow {}", ranges.join(", "))
+        }
+        Effect::PatchStatus { name, status, .. } => {
+            format!("status of {name}: registered {:?}", status.registered)
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Keys are shared.
+pub(crate) fn key(text: &str) -> etcd_registrar::engine::etcd::Key {
+    Arc::from(text.as_bytes())
+}
