@@ -34,10 +34,17 @@ fn a_foreign_key_is_untouched_and_named_until_it_goes() {
         both.sort();
         both
     });
-    let object = stage.registration("web");
-    assert_eq!(object["status"]["registered"], 1);
-    let events = stage.kubectl(&["get", "events", "--field-selector=reason=Conflict"]);
-    assert!(events.contains("serviceregistration/web"), "{events}");
+    // Status and events follow the keys in their own time.
+    eventually(SOON, "the free endpoint in the status and an event", || {
+        let registered = stage.registration("web")["status"]["registered"].clone();
+        let events = stage.kubectl(&["get", "events", "--field-selector=reason=Conflict"]);
+        if registered == 1 && events.contains("serviceregistration/web") {
+            Ok(())
+        } else {
+            Err(format!("{registered} registered; {events}"))
+        }
+    })
+    .unwrap();
 
     // It stays as it is, also when the pod goes and comes, and when the registration goes.
     stage.set_ready("web-0", false);
