@@ -1,7 +1,10 @@
 //! The floor: the least that a program of the same language and libraries can do, in a process of its own.
 //!
 //! One raw watch of all pods with the operator's own parser, one lease that is kept alive, one put or delete for each
-//! change: no comparison, no mirror, no election, no status. It serves one group of pods or none at a time, as it is told.
+//! change: no comparison, no mirror, no election, no status.
+//!
+//! What the protocol itself costs is measured too: [`Fenced`] makes transactions of the operator's shape, the fence, the
+//! lane's mark and the key's revision compared, without anything of what the operator does to know what to write.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +14,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use etcd_client::{Client, DeleteOptions, GetOptions, LeaseGrantOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, KvClient, LeaseGrantOptions, PutOptions,
+    Txn, TxnOp,
+};
 use etcd_registrar::engine::io::{Object, Resource};
 use etcd_registrar::kube::client::{ClientOptions, KubeClient};
 use etcd_registrar::kube::wire::{Item, Line, read_line};
@@ -55,6 +61,9 @@ enum Mode {
         /// The values of the label `app` that it registers.
         #[arg(long)]
         app: Vec<String>,
+        /// Those of them that it registers with the operator's transactions.
+        #[arg(long)]
+        fenced: Vec<String>,
     },
     /// Reads the records below one prefix, and puts them below another one when told to.
     Burst {
@@ -71,19 +80,26 @@ pub(crate) fn run(args: Args) -> Result<()> {
             kubeconfig,
             prefix,
             app,
+            fenced,
         } => {
             // Ends with the benchmark, whichever way that ends.
             std::thread::spawn(|| {
                 let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
                 std::process::exit(0);
             });
-            runtime()?.block_on(follow(&args.etcd, kubeconfig, &prefix, &app))
+            runtime()?.block_on(follow(&args.etcd, kubeconfig, &prefix, &app, &fenced))
         }
         Mode::Burst { from, to } => burst(&args.etcd, &from, &to),
     }
 }
 
-async fn follow(etcd: &str, kubeconfig: PathBuf, prefix: &str, apps: &[String]) -> Result<()> {
+async fn follow(
+    etcd: &str,
+    kubeconfig: PathBuf,
+    prefix: &str,
+    apps: &[String],
+    fenced: &[String],
+) -> Result<()> {
     let etcd = Client::connect([etcd], None).await?;
     let lease = etcd.lease_client().grant(TTL, None).await?.id();
     let (mut keeper, mut kept) = etcd.lease_client().keep_alive(lease).await?;
@@ -106,6 +122,8 @@ async fn follow(etcd: &str, kubeconfig: PathBuf, prefix: &str, apps: &[String]) 
     let mut reader = Box::pin(client.request_stream(request).await?);
     let mut kv = etcd.kv_client();
     let mut registered: HashMap<Box<str>, bool> = HashMap::new();
+    let mut fence = Fenced::new(&mut kv, FENCE, lease).await?;
+    let mut revisions: HashMap<String, i64> = HashMap::new();
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -129,7 +147,13 @@ async fn follow(etcd: &str, kubeconfig: PathBuf, prefix: &str, apps: &[String]) 
             continue;
         }
         let key = format!("{prefix}{app}/bench/{address}:8080");
-        if pod.ready {
+        if fenced.iter().any(|known| **known == **app) {
+            let known = revisions.get(&key).copied().unwrap_or(0);
+            let value = pod.ready.then(|| record(&pod, app, address).into_bytes());
+            let change = [(key.clone().into_bytes(), value, lease)];
+            let revision = fence.change(&mut kv, &change, known).await?;
+            revisions.insert(key, if pod.ready { revision } else { 0 });
+        } else if pod.ready {
             let options = PutOptions::new().with_lease(lease);
             kv.put(key, record(&pod, app, address), Some(options))
                 .await?;
@@ -174,6 +198,7 @@ fn burst(etcd: &str, from: &str, to: &str) -> Result<()> {
                 Ok::<_, etcd_client::Error>(())
             })?,
             "put" => runtime.block_on(put_all(&client, &records, &leases))?,
+            "fenced" => runtime.block_on(put_all_fenced(&client, &records, &leases))?,
             "remove" => runtime.block_on(async {
                 let options = DeleteOptions::new().with_prefix();
                 client.kv_client().delete(to, Some(options)).await?;
@@ -206,6 +231,119 @@ async fn put_all(client: &Client, records: &[(Vec<u8>, Vec<u8>)], leases: &[i64]
     Ok(())
 }
 
+/// Where the floor's stand-ins for the operator's own keys are; no part looks there for records.
+const FENCE: &str = "/fence/";
+
+/// Transactions of the operator's shape: leader and owner compared, the lane's mark compared and put, and each key
+/// compared with the revision that is known of it; all of them read when a comparison fails.
+struct Fenced {
+    leader: Vec<u8>,
+    owner: Vec<u8>,
+    seen: Vec<u8>,
+    won_at: i64,
+    seen_at: i64,
+    lease: i64,
+}
+
+/// As long as the operator's nonce, and about as long as a UID and as its mark.
+const NONCE: &str = "0123456789abcdef";
+const OWNER: &str = "8b0a6f2e-5d1c-4c3b-9a7e-000000000000";
+const MARK: &str = r#"{"pods":12345678,"nodes":12345678,"registrations":12345678}"#;
+
+impl Fenced {
+    async fn new(kv: &mut KvClient, prefix: &str, lease: i64) -> Result<Self> {
+        let [leader, owner, seen] =
+            ["leader", "owner", "seen/0"].map(|name| format!("{prefix}{name}").into_bytes());
+        let mut revisions = Vec::new();
+        for (key, value) in [(&leader, NONCE), (&owner, OWNER), (&seen, MARK)] {
+            let options = PutOptions::new().with_lease(lease);
+            // Each comes into being anew: the leader's create revision is compared.
+            kv.delete(key.as_slice(), None).await?;
+            let put = kv.put(key.as_slice(), value, Some(options)).await?;
+            revisions.push(put.header().map_or(0, |header| header.revision()));
+        }
+        Ok(Self {
+            leader,
+            owner,
+            seen,
+            won_at: revisions.first().copied().unwrap_or(0),
+            seen_at: revisions.last().copied().unwrap_or(0),
+            lease,
+        })
+    }
+
+    /// Puts or deletes keys that have this mod revision; gives the new one.
+    async fn change(
+        &mut self,
+        kv: &mut KvClient,
+        changes: &[(Vec<u8>, Option<Vec<u8>>, i64)],
+        known: i64,
+    ) -> Result<i64> {
+        let (leader, owner, seen) = (&*self.leader, &*self.owner, &*self.seen);
+        let mut compares = vec![
+            Compare::create_revision(leader, CompareOp::Equal, self.won_at),
+            Compare::value(leader, CompareOp::Equal, NONCE),
+            Compare::value(owner, CompareOp::Equal, OWNER),
+            Compare::mod_revision(seen, CompareOp::Equal, self.seen_at),
+        ];
+        let on = |lease| Some(PutOptions::new().with_lease(lease));
+        let mut then = vec![TxnOp::put(seen, MARK, on(self.lease))];
+        let mut otherwise = [leader, owner, seen]
+            .map(|key| TxnOp::get(key, None))
+            .to_vec();
+        for (key, value, lease) in changes {
+            let key = key.as_slice();
+            compares.push(Compare::mod_revision(key, CompareOp::Equal, known));
+            then.push(match value {
+                Some(value) => TxnOp::put(key, value.as_slice(), on(*lease)),
+                None => TxnOp::delete(key, None),
+            });
+            otherwise.push(TxnOp::get(key, None));
+        }
+        let transaction = Txn::new().when(compares).and_then(then).or_else(otherwise);
+        let answer = kv.txn(transaction).await?;
+        if !answer.succeeded() {
+            return Err("a comparison of the floor's failed".into());
+        }
+        self.seen_at = answer.header().map_or(0, |header| header.revision());
+        Ok(self.seen_at)
+    }
+}
+
+/// As [`put_all`], with the operator's transactions: each lane has a mark of its own, and its next transaction waits for
+/// the answer to the one before.
+async fn put_all_fenced(
+    client: &Client,
+    records: &[(Vec<u8>, Vec<u8>)],
+    leases: &[i64],
+) -> Result<()> {
+    let lease_of = |at: usize| leases.get(at / RECORDS_PER_LEASE).copied().unwrap_or(0);
+    let mut lanes: [Vec<Vec<_>>; IN_FLIGHT] = Default::default();
+    for (chunk, records) in records.chunks(PUTS).enumerate() {
+        let changes = records.iter().enumerate().map(|(at, (key, value))| {
+            let lease = lease_of(chunk * PUTS + at);
+            (key.clone(), Some(value.clone()), lease)
+        });
+        if let Some(lane) = lanes.get_mut(chunk % IN_FLIGHT) {
+            lane.push(changes.collect::<Vec<_>>());
+        }
+    }
+    let lanes = lanes
+        .into_iter()
+        .enumerate()
+        .map(|(at, chunks)| async move {
+            let mut kv = client.kv_client();
+            let lane = format!("{FENCE}{at}/");
+            let mut fence = Fenced::new(&mut kv, &lane, lease_of(0)).await?;
+            for changes in chunks {
+                fence.change(&mut kv, &changes, 0).await?;
+            }
+            Ok::<_, crate::Error>(())
+        });
+    futures::future::try_join_all(lanes).await?;
+    Ok(())
+}
+
 /// The floor, run from the benchmark. Dropping it ends it.
 pub(crate) struct Floor {
     child: Child,
@@ -214,12 +352,14 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    /// Follows the pods whose label `app` is one of these.
+    /// Follows the pods whose label `app` is one of these, and registers those that are `fenced` with the operator's
+    /// transactions.
     pub(crate) fn follow(
         etcd: &str,
         kubeconfig: &Path,
         prefix: &str,
         apps: &[&str],
+        fenced: &str,
     ) -> Result<Self> {
         let mut args = vec!["follow".to_owned(), "--kubeconfig".to_owned()];
         args.push(kubeconfig.display().to_string());
@@ -227,6 +367,7 @@ impl Floor {
         for app in apps {
             args.extend(["--app".to_owned(), (*app).to_owned()]);
         }
+        args.extend(["--fenced".to_owned(), fenced.to_owned()]);
         Self::start(etcd, &args)
     }
 

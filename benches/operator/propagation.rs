@@ -1,7 +1,8 @@
 //! From a change of readiness to the event on an etcd watcher.
 //!
-//! Three groups of pods, one after the other in each round: the operator's, and two of the floor, so that the table
-//! shows by how much two equal programs differ. Every program receives every event of every pod; only one acts on it.
+//! Four groups of pods, one after the other in each round: the operator's; two of the floor, so that the table shows by
+//! how much two equal programs differ; and one that the floor registers with the operator's transactions, so that it
+//! shows what those cost. Every program receives every event of every pod; only one acts on it.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -16,7 +17,9 @@ use crate::{Measured, Result, Sizes};
 
 const NAMESPACE: &str = "propagation";
 /// The label `app` of each group; the first is the operator's.
-const GROUPS: [&str; 3] = ["operator", "floor", "twin"];
+const GROUPS: [&str; 4] = ["operator", "floor", "twin", FENCED];
+/// The group that the floor registers with the operator's transactions.
+const FENCED: &str = "fenced";
 /// Rounds before those that count.
 const WARM_UP: usize = 2;
 /// The pause between two changes, in microseconds: no change meets the one before it, and none keeps step with a timer.
@@ -52,6 +55,7 @@ pub(crate) fn measure(world: &mut World, sizes: &Sizes) -> Measured {
         world.kubeconfig(),
         &prefix_of_all(),
         &apps,
+        FENCED,
     )?;
     // What is ready from the start is registered first.
     for _ in 0..GROUPS.len() * sizes.changes.div_ceil(2) {
@@ -141,7 +145,7 @@ const PERCENTILES: [(&str, f64, Option<f64>); 3] = [
 ];
 
 fn rows(groups: &[Group]) -> Vec<Row> {
-    let [operator, floor, twin] = groups else {
+    let [operator, floor, twin, fenced] = groups else {
         return Vec::new();
     };
     let mut rows = Vec::new();
@@ -167,7 +171,8 @@ fn rows(groups: &[Group]) -> Vec<Row> {
                     shown(time(operator)),
                 )
                 .floor(shown(bare), ratio)
-                .noise(time(twin) / time(floor));
+                .noise(time(twin) / time(floor))
+                .fenced(time(fenced) / bare);
                 // The event is what the target speaks of.
                 if let (0, Some(target)) = (from, target) {
                     row = row.target(format!("at most {target}"), ratio <= target);

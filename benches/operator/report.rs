@@ -20,6 +20,8 @@ pub(crate) struct Row {
     pub(crate) ratio: Option<f64>,
     /// The same ratio between two halves of the floor: how much of `ratio` is noise.
     pub(crate) noise: Option<f64>,
+    /// The floor with the operator's transactions against the floor: what those cost.
+    pub(crate) fenced: Option<f64>,
     pub(crate) target: Option<String>,
     pub(crate) met: Option<bool>,
 }
@@ -32,6 +34,7 @@ impl Row {
             floor: None,
             ratio: None,
             noise: None,
+            fenced: None,
             target: None,
             met: None,
         }
@@ -48,13 +51,18 @@ impl Row {
         self
     }
 
+    pub(crate) fn fenced(mut self, fenced: f64) -> Self {
+        self.fenced = Some(fenced);
+        self
+    }
+
     pub(crate) fn target(mut self, target: impl Into<String>, met: bool) -> Self {
         self.target = Some(target.into());
         self.met = Some(met);
         self
     }
 
-    fn cells(&self) -> [String; 7] {
+    fn cells(&self) -> [String; 8] {
         let ratio =
             |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
         let met = match self.met {
@@ -68,18 +76,20 @@ impl Row {
             self.floor.clone().unwrap_or_default(),
             ratio(self.ratio),
             ratio(self.noise),
+            ratio(self.fenced),
             self.target.clone().unwrap_or_default(),
             met.to_owned(),
         ]
     }
 }
 
-const HEAD: [&str; 7] = [
+const HEAD: [&str; 8] = [
     "what",
     "operator",
     "floor",
     "ratio",
     "floor / floor",
+    "fenced / floor",
     "target",
     "",
 ];

@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{Txn, TxnOp};
 use etcd_registrar::api::crd_yaml;
 use etcd_registrar::kube::client::{ClientOptions, KubeClient};
 use etcd_registrar::kube::wire::read_list_version;
+use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use testbed::{Cluster, Etcd, Operator, eventually};
 use tokio::runtime::Runtime;
@@ -30,8 +30,9 @@ const CONDITIONS: [&str; 5] = [
     "PodScheduled",
 ];
 const NODE: &str = "node-1";
-/// Pods written to the API server's etcd in one transaction: some 500 KB.
-const PODS_AT_ONCE: usize = 100;
+/// Puts of pods under way at a time. Each pod is put alone: pods of one transaction would share a resource version,
+/// which real ones never do, and a list could end between them.
+const PODS_AT_ONCE: usize = 64;
 
 /// A pod of the benchmark.
 #[derive(Clone, Debug)]
@@ -166,22 +167,31 @@ impl World {
             })
             .collect();
         self.made += u32::try_from(count)?;
-        for (number, chunk) in pods.chunks(PODS_AT_ONCE).enumerate() {
-            let puts = chunk.iter().map(|pod| {
-                let key = format!("/registry/pods/{namespace}/{}", pod.name);
-                TxnOp::put(key, copy(&self.template, pod, app).to_string(), None)
-            });
-            let transaction = Txn::new().and_then(puts.collect::<Vec<_>>());
-            self.runtime
-                .block_on(self.store.kv_client().txn(transaction))?;
-            let done = (number + 1) * PODS_AT_ONCE;
-            if done.is_multiple_of(10_000) {
-                eprintln!("bench:   {done} of {count} pods made");
-            }
-        }
-        // The API server serves them as it serves its own.
-        if let Some(last) = pods.last() {
-            let path = format!("/api/v1/namespaces/{namespace}/pods/{}", last.name);
+        let put = |pod: &Pod| {
+            let key = format!("/registry/pods/{namespace}/{}", pod.name);
+            let value = copy(&self.template, pod, app).to_string();
+            let mut store = self.store.kv_client();
+            async move { store.put(key, value, None).await }
+        };
+        if let Some((last, others)) = pods.split_last() {
+            self.runtime.block_on(async {
+                let mut puts = futures::stream::iter(others)
+                    .map(put)
+                    .buffer_unordered(PODS_AT_ONCE);
+                let mut done = 0_usize;
+                while puts.try_next().await?.is_some() {
+                    done += 1;
+                    if done.is_multiple_of(10_000) {
+                        eprintln!("bench:   {done} of {count} pods made");
+                    }
+                }
+                put(last).await
+            })?;
+            // Out of the API server's cache, which programs list from: once it has the last one it has them all.
+            let path = format!(
+                "/api/v1/namespaces/{namespace}/pods/{}?resourceVersion=0",
+                last.name
+            );
             eventually(PATIENCE, "the last pod", || {
                 let answer = self.cluster.request("GET", &path, "");
                 answer.map_err(|error| error.to_string())?.ok().map(drop)

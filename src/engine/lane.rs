@@ -4,11 +4,13 @@
 //! that of the model (`Idle`, `Wait`, `Unknown`, `Barrier`, `Read`). Must never have two transactions
 //! under way.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::index::pods::Uid;
+use crate::index::registrations::Stamp;
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::Target;
+use crate::model::maps::HashMap;
 use std::sync::Arc;
 
 use super::etcd::{Key, LeaseId, Revision};
@@ -32,6 +34,8 @@ pub(super) enum Write {
         targets: Vec<Target>,
         /// The pod that it is for.
         uid: Uid,
+        /// What of the index it was made from.
+        stamp: Stamp,
     },
     /// Puts the key of the record's lease below `leases/` back.
     LeaseKey(LeaseId, Arc<SlotName>),

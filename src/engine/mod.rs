@@ -17,7 +17,7 @@ mod need;
 mod report;
 mod writer;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -30,6 +30,7 @@ use crate::index::registrations::RegistrationId;
 use crate::index::{Index, Touched};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Mirror};
+use crate::model::maps::{HashMap, HashSet};
 use crate::model::pod::Pod;
 use crate::plan::ranges::ranges;
 use crate::plan::slots::Slots;
@@ -158,8 +159,9 @@ pub struct Engine {
     slots: Slots,
     asks: HashMap<u64, Ask>,
     next_ask: u64,
-    /// Records that are in flight or of unknown outcome, by the address that they stand for.
-    flying: HashMap<Key, lane::Change>,
+    /// Keys that are in flight or of unknown outcome, with the pod whose record is put there; and those of
+    /// puts by the address that they stand for.
+    flying: HashMap<Key, Option<Uid>>,
     flying_sockets: HashMap<crate::model::endpoint::Socket, Vec<Key>>,
     /// Keys to be looked at again at a time.
     timers: BTreeMap<u64, Vec<Key>>,
@@ -227,29 +229,29 @@ impl Engine {
             life: Life::Running,
             lanes: Default::default(),
             slots: Slots::default(),
-            asks: HashMap::new(),
+            asks: HashMap::default(),
             next_ask: 1,
-            flying: HashMap::new(),
-            flying_sockets: HashMap::new(),
+            flying: HashMap::default(),
+            flying_sockets: HashMap::default(),
             timers: BTreeMap::new(),
-            confirmed: HashMap::new(),
-            held: HashMap::new(),
-            turns: HashMap::new(),
-            checked: HashMap::new(),
-            pending: HashMap::new(),
-            reports: HashMap::new(),
+            confirmed: HashMap::default(),
+            held: HashMap::default(),
+            turns: HashMap::default(),
+            checked: HashMap::default(),
+            pending: HashMap::default(),
+            reports: HashMap::default(),
             due_reports: BTreeSet::new(),
-            judged: HashMap::new(),
-            announced: HashSet::new(),
-            by_scope: HashMap::new(),
-            problems: HashMap::new(),
-            range_problems: HashMap::new(),
+            judged: HashMap::default(),
+            announced: HashSet::default(),
+            by_scope: HashMap::default(),
+            problems: HashMap::default(),
+            range_problems: HashMap::default(),
             followed: Vec::new(),
             scopes_dirty: false,
             control_dirty: true,
-            empty_since: HashMap::new(),
+            empty_since: HashMap::default(),
             grant_again: Vec::new(),
-            revoking: HashSet::new(),
+            revoking: HashSet::default(),
             next_sweep: 0,
             etcd_heard: None,
             etcd_problem: None,

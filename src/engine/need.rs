@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use crate::index::pods::Uid;
 use crate::index::registrations::{RegistrationId, Standing};
+use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Protocol, Socket, Target};
-use crate::plan::{Need, need};
+use crate::model::maps::HashSet;
+use crate::plan::{Need, Put, need, put};
 
 use super::Engine;
-use super::etcd::{Key, Range};
+use super::etcd::{Key, LeaseId, Range};
 use super::io::Effect;
 use super::lane::lane_of;
 use super::report::Problem;
@@ -36,6 +38,17 @@ pub(super) struct Held {
     pub(super) wait: u64,
     /// It was a removal that was refused; one after a refused put is tried at once.
     pub(super) removal: bool,
+}
+
+/// What a lane does at a key.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// Puts its record.
+    Put(Box<Put>),
+    /// Puts the key of its record's lease.
+    LeaseKey(LeaseId, Arc<SlotName>),
+    /// Deletes its record.
+    Delete,
 }
 
 /// How often a pod came back of late.
@@ -96,18 +109,18 @@ impl Engine {
     }
 
     /// What the lane does about a key now, or nothing and when to look again.
-    pub(super) fn due(&mut self, key: &Key) -> Option<Need> {
+    pub(super) fn due(&mut self, key: &Key) -> Option<Due> {
         let need = need(&self.index, &self.mirror, key);
         if self.is_under_way(key, &need) {
             return None;
         }
         let now = self.now.monotonic;
         let later = match &need {
-            Need::Put(put) => {
+            Need::Put(claim) => {
                 let resting = self
                     .index
                     .pods()
-                    .get(put.claim.pod)
+                    .get(claim.pod)
                     .and_then(|pod| self.turns.get(&pod.uid))
                     .map_or(0, |turns| turns.hold_until);
                 let absent = self.mirror.get(key).is_none();
@@ -137,14 +150,18 @@ impl Engine {
         if self.frozen() && !self.puts_back(key, &need) {
             return None;
         }
-        if let Need::Put(put) = &need {
-            let sockets: Vec<Socket> = put.targets.iter().map(Target::socket).collect();
-            if !self.address_is_free_in_flight(key, put.claim.pod, &sockets) {
-                // Looked at again when what is in flight has landed.
-                return None;
+        match need {
+            Need::Put(claim) => {
+                let put = put(&self.index, &self.mirror, key, claim)?;
+                let sockets = put.targets.iter().map(Target::socket);
+                // Else it is looked at again when what is in flight has landed.
+                self.address_is_free_in_flight(key, put.uid, sockets)
+                    .then(|| Due::Put(Box::new(put)))
             }
+            Need::LeaseKey(lease, slot) => Some(Due::LeaseKey(lease, slot)),
+            Need::Delete => Some(Due::Delete),
+            _ => None,
         }
-        Some(need)
     }
 
     /// Whether a key has to wait until an outcome is known. A removal without space has not: what may
@@ -162,10 +179,10 @@ impl Engine {
     /// A frozen leader puts back what it had confirmed and changes nothing else.
     fn puts_back(&self, key: &Key, need: &Need) -> bool {
         match need {
-            Need::Put(put) => self
+            Need::Put(claim) => self
                 .confirmed
                 .get(key)
-                .is_some_and(|known| known.registration == put.claim.registration),
+                .is_some_and(|known| known.registration == claim.registration),
             Need::LeaseKey(..) => true,
             _ => false,
         }
@@ -199,32 +216,39 @@ impl Engine {
         self.at(now + wait, Arc::clone(key));
     }
 
-    fn address_is_free_in_flight(&self, key: &Key, pod: u32, sockets: &[Socket]) -> bool {
-        let uid = self.index.pods().get(pod).map(|pod| pod.uid);
-        sockets.iter().all(|socket| {
+    fn address_is_free_in_flight(
+        &self,
+        key: &Key,
+        pod: Uid,
+        mut sockets: impl Iterator<Item = Socket>,
+    ) -> bool {
+        sockets.all(|socket| {
             self.flying_sockets
-                .get(socket)
+                .get(&socket)
                 .into_iter()
                 .flatten()
                 .filter(|other| *other != key)
-                .all(
-                    |other| match self.flying.get(other).map(|change| &change.write) {
-                        Some(super::lane::Write::Put { uid: other, .. }) => Some(*other) == uid,
-                        _ => true,
-                    },
-                )
+                .all(|other| match self.flying.get(other) {
+                    Some(Some(other)) => *other == pod,
+                    _ => true,
+                })
         })
     }
 
     fn note_confirmed(&mut self, key: &Key, need: &Need, received: Option<u64>) {
         if let Need::Right(claim) = need
-            && let Some(stored) = self.index.registration(claim.registration)
-            && stored.serving().is_some_and(|a| !a.format.names_pod())
-            && let Some(pod) = self.index.pods().get(claim.pod)
+            && let Some(stamp) = self.index.stamp(*claim)
+            && let Some((at, made_for)) = self.mirror.get(key).map(|r| (r.mod_revision, r.made_for))
+            && made_for != stamp
         {
-            // Once nobody wants the key any more, nothing else tells whose it was.
-            let at = self.mirror.mod_revision(key);
-            self.mirror.note_pod(key, at, pod.uid);
+            self.mirror.note_made(key, at, stamp);
+            if let Some(stored) = self.index.registration(claim.registration)
+                && stored.serving().is_some_and(|a| !a.format.names_pod())
+                && let Some(pod) = self.index.pods().get(claim.pod)
+            {
+                // Once nobody wants the key any more, nothing else tells whose it was.
+                self.mirror.note_pod(key, at, pod.uid);
+            }
         }
         let right = match need {
             Need::Right(claim) if self.mirror.get(key).is_some_and(|record| record.read) => {
@@ -429,7 +453,7 @@ impl Engine {
             .filter(|(_, name)| *name.registration == *full_name)
             .map(|(id, name)| (id, Range::prefix(name.scope.as_bytes())))
             .collect();
-        let leases: std::collections::HashSet<i64> = scopes.iter().map(|(id, _)| *id).collect();
+        let leases: HashSet<i64> = scopes.iter().map(|(id, _)| *id).collect();
         let ranges: std::collections::BTreeSet<Range> =
             scopes.into_iter().map(|(_, range)| range).collect();
         let mut keys: Vec<Key> = Vec::new();

@@ -3,14 +3,14 @@
 //! Takes keys from the lanes, gives requests to etcd. Must never send what is not fenced (revokes aside,
 //! which cannot be), and never a second transaction of a lane before the first one's outcome is known.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::format::{Format, Rules};
-use crate::mirror::Changed;
 use crate::mirror::leases::SlotName;
+use crate::mirror::{Changed, Made};
 use crate::model::endpoint::Target;
-use crate::plan::Need;
+use crate::model::maps::HashSet;
 
 use super::etcd::{
     Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Refusal, Request, Revision,
@@ -18,6 +18,7 @@ use super::etcd::{
 };
 use super::io::Effect;
 use super::lane::{Change, LANES, State, Write, lane_of};
+use super::need::Due;
 use super::report::Problem;
 use super::{Ask, Engine};
 
@@ -102,18 +103,15 @@ impl Engine {
                 self.wait_for_slot(&Arc::clone(slot), key);
                 continue;
             }
-            let Some(need) = self.due(&key) else { continue };
-            if removals_only && need != Need::Delete {
+            let Some(due) = self.due(&key) else { continue };
+            if removals_only && !matches!(due, Due::Delete) {
                 skipped.push(key);
                 continue;
             }
-            let write = match need {
-                Need::Put(put) => {
+            let write = match due {
+                Due::Put(put) => {
                     let rules = rules(&put.slot);
                     let capacity = u32::try_from(rules.records_per_lease).unwrap_or(1);
-                    let Some(uid) = self.index.pods().get(put.claim.pod).map(|pod| pod.uid) else {
-                        continue;
-                    };
                     let Some(lease) = self.slots.take(&self.mirror, &put.slot, capacity) else {
                         self.wait_for_slot(&put.slot, key);
                         full = Some(put.slot);
@@ -133,15 +131,15 @@ impl Engine {
                         slot: put.slot,
                         value: put.value,
                         targets: put.targets,
-                        uid,
+                        uid: put.uid,
+                        stamp: put.stamp,
                     }
                 }
-                Need::LeaseKey(lease, slot) => {
+                Due::LeaseKey(lease, slot) => {
                     lease_keys.insert(lease);
                     Write::LeaseKey(lease, slot)
                 }
-                Need::Delete => Write::Delete,
-                _ => continue,
+                Due::Delete => Write::Delete,
             };
             bytes += 2 * key.len();
             let standing = self.mirror.get(&key);
@@ -438,18 +436,22 @@ impl Engine {
                     lease,
                     slot,
                     value,
+                    targets,
                     uid,
-                    ..
+                    stamp,
                 } => {
                     self.numbers.puts += 1;
                     self.note_slot(*lease, slot, revision, &mut changed);
-                    self.mirror.answer(
-                        &change.key,
-                        Some(kv(value, *lease)),
-                        revision,
-                        false,
-                        &mut changed,
-                    );
+                    let made = Made {
+                        // Of several, the record's value tells which one it names.
+                        socket: match targets.as_slice() {
+                            [only] => Some(only.socket()),
+                            _ => None,
+                        },
+                        stamp: *stamp,
+                    };
+                    self.mirror
+                        .put(&change.key, kv(value, *lease), made, &mut changed);
                     if Format::by_name(&slot.format).is_some_and(|format| !format.names_pod()) {
                         self.mirror.note_pod(&change.key, revision, *uid);
                     }
@@ -719,7 +721,9 @@ impl Engine {
             // A removal without space: what is unknown of the key stays so.
             return;
         }
-        if let Write::Put { targets, .. } = &change.write {
+        let mut pod = None;
+        if let Write::Put { targets, uid, .. } = &change.write {
+            pod = Some(*uid);
             for socket in targets.iter().map(Target::socket) {
                 self.flying_sockets
                     .entry(socket)
@@ -727,7 +731,7 @@ impl Engine {
                     .push(Arc::clone(&change.key));
             }
         }
-        self.flying.insert(Arc::clone(&change.key), change.clone());
+        self.flying.insert(Arc::clone(&change.key), pod);
     }
 
     /// The outcome of these changes is known: their keys are looked at again.

@@ -91,8 +91,8 @@ pub(super) fn base(prefix: &str, namespace: &str) -> String {
     base
 }
 
-/// The record of an endpoint.
-pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
+/// The key of an endpoint, and where the address begins in it.
+pub(super) fn key(place: &Place<'_>, endpoint: &Endpoint) -> (String, usize) {
     let names = [&endpoint.namespace, &endpoint.service, &endpoint.cluster];
     let start = place.prefix.len() + names.iter().map(|name| name.len() + 1).sum::<usize>();
     let mut key = String::with_capacity(start + MAX_HOST_PORT);
@@ -102,7 +102,12 @@ pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
         key.push('/');
     }
     push_host_port(&mut key, endpoint);
+    (key, start)
+}
 
+/// The record of an endpoint.
+pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
+    let (key, start) = key(place, endpoint);
     let address = key.len() - start;
     let text: usize = [
         &endpoint.pod,

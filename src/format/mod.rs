@@ -269,6 +269,23 @@ impl Format {
         records
     }
 
+    /// Keys and targets of [`Format::records`], without the values.
+    #[must_use]
+    pub fn keys(&self, place: &Place<'_>, endpoints: &[Endpoint]) -> Vec<(String, Vec<Target>)> {
+        let write = match self {
+            Self::Json => json::key,
+            Self::Plain | Self::Grpc => plain::key,
+        };
+        let mut keys: Vec<(String, Vec<Target>)> = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            let (key, _) = write(place, endpoint);
+            if !keys.iter().any(|(earlier, _)| *earlier == key) {
+                keys.push((key, vec![endpoint.target]));
+            }
+        }
+        keys
+    }
+
     /// What a record tells. `prefix` is that of the registration.
     ///
     /// # Errors

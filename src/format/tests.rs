@@ -293,6 +293,8 @@ proptest! {
             prop_assert_eq!(&found.address, &endpoint.target.host_port());
             prop_assert_eq!(&found.service, &endpoint.service);
             prop_assert!(found.holds(&endpoint.target));
+            let keys = format.keys(&place, std::slice::from_ref(&endpoint));
+            prop_assert_eq!(keys, [(record.key.clone(), record.targets.clone())]);
             if format == Format::Json {
                 prop_assert_eq!(format.cluster_of(&prefix, record.key.as_bytes()), Some(endpoint.cluster.as_str()));
                 prop_assert_eq!(found.endpoint(), Some(endpoint.clone()));

@@ -7,7 +7,7 @@
 pub mod pods;
 pub mod registrations;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -19,11 +19,14 @@ use crate::engine::etcd::Key;
 use crate::engine::io::Registration;
 use crate::format::{Place, Record};
 use crate::mirror::leases::SlotName;
-use crate::model::endpoint::Target;
+use crate::model::endpoint::{Endpoint, Target};
+use crate::model::maps::HashMap;
 use crate::model::pod::{Node, Pod};
 
 use pods::{PodId, Pods, StoredPod, Uid};
-use registrations::{Member, RegistrationId, Seniority, Standing, StoredRegistration, endpoints};
+use registrations::{
+    Member, RegistrationId, Seniority, Stamp, Standing, StoredRegistration, endpoints,
+};
 
 /// Who wants a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,7 @@ pub struct Index {
     claims: HashMap<Key, SmallVec<[Claim; 1]>>,
     targets: HashMap<Target, SmallVec<[Claim; 1]>>,
     epoch: u32,
+    last_stamp: Stamp,
 }
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -83,14 +87,15 @@ impl Index {
             settings,
             policy,
             pods: Pods::default(),
-            zones: HashMap::new(),
-            namespaces: HashMap::new(),
+            zones: HashMap::default(),
+            namespaces: HashMap::default(),
             registrations: Vec::new(),
             free: Vec::new(),
-            by_name: HashMap::new(),
-            claims: HashMap::new(),
-            targets: HashMap::new(),
+            by_name: HashMap::default(),
+            claims: HashMap::default(),
+            targets: HashMap::default(),
             epoch: 0,
+            last_stamp: 0,
         }
     }
 
@@ -229,6 +234,24 @@ impl Index {
             .get(&claim.pod)
     }
 
+    /// As long as this is the same, so is the record that a claim wants (for the same zone).
+    #[must_use]
+    pub fn stamp(&self, claim: Claim) -> Option<Stamp> {
+        self.member(claim).map(|member| member.stamp)
+    }
+
+    /// What the record that a claim wants at a key stands for.
+    #[must_use]
+    pub fn targets_at(&self, claim: Claim, key: &[u8]) -> SmallVec<[Target; 1]> {
+        match self.member(claim).and_then(|member| member.target_of(key)) {
+            Some(target) => SmallVec::from_elem(*target, 1),
+            None => self
+                .record(claim, key, "")
+                .map(|record| record.targets.into())
+                .unwrap_or_default(),
+        }
+    }
+
     /// The record that a claim wants at a key; `zone` stands in where the pod's is not known.
     #[must_use]
     pub fn record(&self, claim: Claim, key: &[u8], zone: &str) -> Option<Record> {
@@ -237,8 +260,13 @@ impl Index {
         let known = self.zone(pod);
         let zone = if known.is_empty() { zone } else { known };
         let only = self.member(claim).and_then(|member| member.target_of(key));
-        self.records(accepted, pod, zone, only)
-            .ok()?
+        let found = self.endpoints(accepted, pod, zone, only).ok()?;
+        let place = Place {
+            prefix: &accepted.prefix,
+        };
+        accepted
+            .format
+            .records(&place, &found)
             .into_iter()
             .find(|record| record.key.as_bytes() == key)
     }
@@ -251,20 +279,16 @@ impl Index {
             .unwrap_or("")
     }
 
-    fn records(
+    fn endpoints(
         &self,
         accepted: &Accepted,
         pod: &StoredPod,
         zone: &str,
         only: Option<&Target>,
-    ) -> Result<Vec<Record>, String> {
+    ) -> Result<Vec<Endpoint>, String> {
         let uid = self.pods.uid_text(pod.uid);
         let cluster = &self.settings.cluster_name;
-        let found = endpoints(accepted, cluster, pod, &uid, zone, only)?;
-        let place = Place {
-            prefix: &accepted.prefix,
-        };
-        Ok(accepted.format.records(&place, &found))
+        endpoints(accepted, cluster, pod, &uid, zone, only)
     }
 
     // === what changes it: pods ===
@@ -376,13 +400,16 @@ impl Index {
         if !(pod.ready || accepted.publish_not_ready) {
             return Some((member, None));
         }
-        match self.records(accepted, pod, self.zone(pod), None) {
-            Ok(records) => {
+        match self.endpoints(accepted, pod, self.zone(pod), None) {
+            Ok(found) => {
                 member.one_each = true;
-                for record in records {
-                    member.keys.push(record.key.as_bytes().into());
-                    member.one_each &= record.targets.len() == 1;
-                    for target in record.targets {
+                let place = Place {
+                    prefix: &accepted.prefix,
+                };
+                for (key, targets) in accepted.format.keys(&place, &found) {
+                    member.keys.push(key.as_bytes().into());
+                    member.one_each &= targets.len() == 1;
+                    for target in targets {
                         if member.targets.contains(&target) {
                             member.one_each = false;
                         } else {
@@ -461,7 +488,9 @@ impl Index {
             }
             touched.keys.extend(old.keys);
         }
-        if let Some(member) = new_member {
+        if let Some(mut member) = new_member {
+            self.last_stamp += 1;
+            member.stamp = self.last_stamp;
             for key in &member.keys {
                 self.claims.entry(Arc::clone(key)).or_default().push(claim);
                 touched.keys.push(Arc::clone(key));
@@ -603,7 +632,7 @@ impl Index {
             selected: 0,
             ready: 0,
             lacking: BTreeSet::new(),
-            members: HashMap::new(),
+            members: HashMap::default(),
             epoch: self.epoch,
         };
         let id = if let Some(id) = self.free.pop() {

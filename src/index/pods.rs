@@ -3,12 +3,12 @@
 //! Takes parsed pods, gives stored ones by number. Must never keep a whole object or a string twice
 //! that many pods share (namespaces, nodes, label sets, ports).
 
-use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::endpoint::Family;
+use crate::model::maps::{HashMap, HashSet};
 use crate::model::pod::{ContainerPort, Pod};
 
 /// The number of a pod in the index; given again after the pod has gone.
@@ -156,7 +156,7 @@ impl<T: ?Sized + Hash + Eq> Shared<T> {
 
 impl<T: ?Sized> Default for Shared<T> {
     fn default() -> Self {
-        Self(HashSet::new())
+        Self(HashSet::default())
     }
 }
 

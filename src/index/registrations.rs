@@ -3,7 +3,7 @@
 //! Takes an accepted registration and a pod, gives endpoints or the reason why there is none. Must
 //! never look at etcd.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,12 +14,16 @@ use crate::api::ServiceRegistrationStatus;
 use crate::engine::etcd::Key;
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Endpoint, Target};
+use crate::model::maps::HashMap;
 use crate::model::pod::ContainerPort;
 
 use super::pods::{PodId, StoredPod, addresses};
 
 /// The number of a registration in the index.
 pub type RegistrationId = u32;
+
+/// Tells apart what a pod meant to a registration at different times; never 0, and never given twice.
+pub type Stamp = u64;
 
 /// What orders two registrations that want one key: creation, namespace, name; the least comes first.
 pub type Seniority<'a> = (i64, &'a str, &'a str);
@@ -52,6 +56,8 @@ pub(super) struct Member {
     /// Each key stands for the one target at its place. Of a pod with many ports and two addresses, a
     /// change of one then concerns no other.
     pub(super) one_each: bool,
+    /// Another one whenever a record of it may be another.
+    pub(super) stamp: Stamp,
 }
 
 impl Member {

@@ -3,12 +3,12 @@
 //! Takes what stands there, gives what each lease is for and how much stands on it. Must never grant,
 //! revoke or keep anything.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::etcd::{LeaseId, Revision};
+use crate::model::maps::HashMap;
 
 /// What a slot is for; the value of its key below `leases/`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 
 pub mod leases;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ use smallvec::SmallVec;
 use crate::engine::etcd::{Event, Key, KeyValue, LeaseId, Range, Revision};
 use crate::format::Format;
 use crate::index::pods::Uid;
+use crate::index::registrations::Stamp;
 use crate::model::endpoint::Socket;
+use crate::model::maps::{HashMap, HashSet};
 
 use leases::{Leases, SlotName};
 
@@ -36,6 +38,17 @@ pub struct Record {
     pub read: bool,
     /// What it stands for, where it is ours and could be read.
     pub socket: Option<Socket>,
+    /// The index's stamp of which this record was told to be as wanted; 0: of none.
+    pub made_for: Stamp,
+}
+
+/// What this process knows of a record that it put, and need not read from the value.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    /// What it stands for.
+    pub socket: Option<Socket>,
+    /// What it was made from.
+    pub stamp: Stamp,
 }
 
 /// A key that changed, with the address of what stood there before.
@@ -74,11 +87,11 @@ impl Mirror {
         Self {
             leases_prefix,
             records: BTreeMap::new(),
-            ahead: HashMap::new(),
+            ahead: HashMap::default(),
             leases: Leases::default(),
-            sockets: HashMap::new(),
-            untold: HashMap::new(),
-            pods: HashMap::new(),
+            sockets: HashMap::default(),
+            untold: HashMap::default(),
+            pods: HashMap::default(),
             ranges: BTreeMap::new(),
         }
     }
@@ -322,6 +335,18 @@ impl Mirror {
         read: bool,
         changed: &mut Vec<Changed>,
     ) {
+        self.answer_with(key, kv, revision, read, None, changed);
+    }
+
+    fn answer_with(
+        &mut self,
+        key: &Key,
+        kv: Option<KeyValue>,
+        revision: Revision,
+        read: bool,
+        made: Option<Made>,
+        changed: &mut Vec<Changed>,
+    ) {
         // A watch or a later answer may know more already.
         let known = self
             .ahead
@@ -336,7 +361,26 @@ impl Mirror {
             return;
         }
         self.ahead.insert(Arc::clone(key), revision);
-        self.set(key, kv, read, changed);
+        self.set_made(key, kv, read, made, changed);
+    }
+
+    /// A transaction of this process put a record.
+    pub fn put(&mut self, key: &Key, kv: KeyValue, made: Made, changed: &mut Vec<Changed>) {
+        let (revision, before) = (kv.mod_revision, changed.len());
+        self.answer_with(key, Some(kv), revision, false, Some(made), changed);
+        if changed.len() == before {
+            // The watch was faster.
+            self.note_made(key, revision, made.stamp);
+        }
+    }
+
+    /// The record that came to stand at a key at this revision is what the index wanted at this stamp.
+    pub fn note_made(&mut self, key: &[u8], at: Revision, stamp: Stamp) {
+        if let Some(record) = self.records.get_mut(key)
+            && record.mod_revision == at
+        {
+            record.made_for = stamp;
+        }
     }
 
     /// The record that came to stand at a key at this revision is that of a pod: for formats whose values
@@ -375,6 +419,17 @@ impl Mirror {
     }
 
     fn set(&mut self, key: &Key, kv: Option<KeyValue>, read: bool, changed: &mut Vec<Changed>) {
+        self.set_made(key, kv, read, None, changed);
+    }
+
+    fn set_made(
+        &mut self,
+        key: &Key,
+        kv: Option<KeyValue>,
+        read: bool,
+        made: Option<Made>,
+        changed: &mut Vec<Changed>,
+    ) {
         let before = self
             .records
             .get(&**key)
@@ -412,6 +467,7 @@ impl Mirror {
                     mod_revision: kv.mod_revision,
                     read,
                     socket: None,
+                    made_for: made.map_or(0, |made| made.stamp),
                 };
                 self.records.insert(Arc::clone(key), record);
             }
@@ -430,7 +486,7 @@ impl Mirror {
         } else {
             let after = self.records.get(&**key).map(|record| record.lease);
             self.count(before.map(|b| b.0), after);
-            self.link(key);
+            self.link(key, made.and_then(|made| made.socket));
             self.note_untold(key, before.map(|b| b.0));
         }
     }
@@ -450,8 +506,8 @@ impl Mirror {
         }
     }
 
-    /// Notes what one of our records stands for.
-    fn link(&mut self, key: &Key) {
+    /// Notes what one of our records stands for; `known`: what it was put for.
+    fn link(&mut self, key: &Key, known: Option<Socket>) {
         let Some(record) = self.records.get(&**key) else {
             return;
         };
@@ -465,7 +521,7 @@ impl Mirror {
         else {
             return;
         };
-        let socket = socket_of(&name, key, &record.value);
+        let socket = known.or_else(|| socket_of(&name, key, &record.value));
         if let Some(record) = self.records.get_mut(&**key) {
             record.socket = socket;
         }
@@ -542,7 +598,7 @@ impl Mirror {
             record.ours = true;
             let before = record.socket;
             if before.is_none() {
-                self.link(&record_key);
+                self.link(&record_key, None);
             }
             self.note_untold(&record_key, Some(id));
             changed.push(Changed {

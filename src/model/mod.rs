@@ -4,6 +4,7 @@
 //! of tokio, kube or etcd-client.
 
 pub mod endpoint;
+pub mod maps;
 pub mod names;
 pub mod pod;
 pub mod selector;

@@ -12,7 +12,7 @@ use crate::accept::still_granted;
 use crate::engine::etcd::{Key, LeaseId};
 use crate::format::Format;
 use crate::index::pods::{PodId, Uid};
-use crate::index::registrations::{RegistrationId, Standing};
+use crate::index::registrations::{RegistrationId, Stamp, Standing};
 use crate::index::{Claim, Index};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Mirror, Record};
@@ -27,8 +27,8 @@ pub enum Need {
     Right(Claim),
     /// What stands is kept, though nobody may change it now (suspended, not accepted).
     Keep,
-    /// The record is to be put.
-    Put(Box<Put>),
+    /// The record that the claim wants is to be put; [`put`] makes it.
+    Put(Claim),
     /// The record is right, but the key of its lease below `leases/` is gone.
     LeaseKey(LeaseId, Arc<SlotName>),
     /// The record is to be deleted.
@@ -50,6 +50,10 @@ pub struct Put {
     pub slot: Arc<SlotName>,
     /// What it stands for.
     pub targets: Vec<Target>,
+    /// The pod.
+    pub uid: Uid,
+    /// What of the index it was made from.
+    pub stamp: Stamp,
 }
 
 /// What a key waits for.
@@ -92,18 +96,11 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
     let Some(slot) = &stored.slot else {
         return Need::Nothing;
     };
-    let zone = record
-        .filter(|r| r.ours)
-        .map(|r| known_zone(index, claim, slot, key, r))
-        .unwrap_or_default();
-    let Some(wanted) = index.record(claim, key, &zone) else {
-        return Need::Nothing;
-    };
     if let Some(record) = record {
         if !record.ours {
             return Need::Foreign(claim);
         }
-        if *record.value == *wanted.value
+        if is_as_wanted(index, claim, slot, key, record)
             && let Some(lease) = mirror.leases().get(record.lease)
             && lease
                 .name
@@ -119,20 +116,15 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
             );
         }
     }
+    let targets = index.targets_at(claim, key);
     if record
         .and_then(|record| record.socket)
-        .is_some_and(|socket| {
-            wanted
-                .targets
-                .iter()
-                .all(|target| target.socket() != socket)
-        })
+        .is_some_and(|socket| targets.iter().all(|target| target.socket() != socket))
     {
         // A key never gets another address: some readers would keep the old one for ever.
         return Need::Delete;
     }
-    let free = wanted
-        .targets
+    let free = targets
         .iter()
         .all(|target| address_is_free(index, mirror, key, claim, target));
     if !free {
@@ -144,12 +136,39 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
             Need::Wait(Wait::Address)
         };
     }
-    Need::Put(Box::new(Put {
+    Need::Put(claim)
+}
+
+/// The record of a [`Need::Put`]; `None`: it is wanted no longer.
+#[must_use]
+pub fn put(index: &Index, mirror: &Mirror, key: &Key, claim: Claim) -> Option<Put> {
+    let slot = index.registration(claim.registration)?.slot.as_ref()?;
+    let zone = mirror
+        .get(key)
+        .filter(|record| record.ours)
+        .map(|record| known_zone(index, claim, slot, key, record))
+        .unwrap_or_default();
+    let wanted = index.record(claim, key, &zone)?;
+    Some(Put {
         claim,
         value: wanted.value,
         slot: Arc::clone(slot),
         targets: wanted.targets,
-    }))
+        uid: index.pods().get(claim.pod)?.uid,
+        stamp: index.stamp(claim)?,
+    })
+}
+
+/// Whether a record of ours is the one that a claim wants.
+fn is_as_wanted(index: &Index, claim: Claim, slot: &SlotName, key: &[u8], record: &Record) -> bool {
+    // It was found to be so, and nothing that it is made from has changed.
+    if record.made_for != 0 && index.stamp(claim) == Some(record.made_for) {
+        return true;
+    }
+    let zone = known_zone(index, claim, slot, key, record);
+    index
+        .record(claim, key, &zone)
+        .is_some_and(|wanted| *record.value == *wanted.value)
 }
 
 /// A record's lease is right for its registration, scope and TTL, whoever granted it.

@@ -4,17 +4,25 @@
 //! granted. Must never give out a lease of another term, of another registration, or one for which a
 //! revoke was sent.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::engine::etcd::{Key, LeaseId};
 use crate::mirror::Mirror;
 use crate::mirror::leases::SlotName;
+use crate::model::maps::HashMap;
+
+/// The leases that are granted for one slot.
+#[derive(Debug, Default)]
+struct Usable {
+    ids: Vec<LeaseId>,
+    /// The place of the one that was given last: those before it were full.
+    last: usize,
+}
 
 /// The leases of one term.
 #[derive(Debug, Default)]
 pub struct Slots {
-    usable: HashMap<Arc<SlotName>, Vec<LeaseId>>,
+    usable: HashMap<Arc<SlotName>, Usable>,
     /// Records that are in flight to a lease, or of unknown outcome.
     reserved: HashMap<LeaseId, u32>,
     /// Leases that are being granted: for what, and the most records that they take.
@@ -31,10 +39,15 @@ impl Slots {
         name: &Arc<SlotName>,
         capacity: u32,
     ) -> Option<LeaseId> {
-        let id = *self.usable.get(name)?.iter().find(|id| {
-            let standing = mirror.leases().get(**id).map_or(0, |lease| lease.records);
-            standing + self.reserved.get(*id).copied().unwrap_or(0) < capacity
-        })?;
+        let usable = self.usable.get_mut(name)?;
+        let places = (usable.last..usable.ids.len()).chain(0..usable.last.min(usable.ids.len()));
+        let (place, id) = places
+            .filter_map(|place| Some((place, *usable.ids.get(place)?)))
+            .find(|(_, id)| {
+                let standing = mirror.leases().get(*id).map_or(0, |lease| lease.records);
+                standing + self.reserved.get(id).copied().unwrap_or(0) < capacity
+            })?;
+        usable.last = place;
         *self.reserved.entry(id).or_default() += 1;
         Some(id)
     }
@@ -82,7 +95,8 @@ impl Slots {
     /// A lease was granted: it can be used. Gives the keys that waited.
     pub fn granted(&mut self, id: LeaseId) -> Option<(Arc<SlotName>, Vec<Key>)> {
         let name = self.granting.remove(&id)?;
-        self.usable.entry(Arc::clone(&name)).or_default().push(id);
+        let usable = self.usable.entry(Arc::clone(&name)).or_default();
+        usable.ids.push(id);
         let keys = self.waiting.remove(&name).unwrap_or_default();
         Some((name, keys))
     }
@@ -97,15 +111,15 @@ impl Slots {
 
     /// A lease is lost, or a revoke is being sent for it: nothing is put on it any more.
     pub fn drop_lease(&mut self, id: LeaseId) {
-        self.usable.retain(|_, ids| {
-            ids.retain(|other| *other != id);
-            !ids.is_empty()
+        self.usable.retain(|_, usable| {
+            usable.ids.retain(|other| *other != id);
+            !usable.ids.is_empty()
         });
     }
 
     /// Whether a lease is one of this term that may take records.
     #[must_use]
     pub fn is_usable(&self, id: LeaseId) -> bool {
-        self.usable.values().any(|ids| ids.contains(&id))
+        self.usable.values().any(|usable| usable.ids.contains(&id))
     }
 }
