@@ -35,6 +35,9 @@ options:
   podsOnNodeSyncParallelism: 4
 ";
 
+/// By these kwok knows which nodes it plays.
+const NODE_LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Each cluster of this process gets pod addresses of its own, so that two of them can be told apart by address.
@@ -343,12 +346,15 @@ impl Plane {
     }
 
     fn start_clients(&self) -> Result<()> {
-        for (process, _) in &self.clients {
-            if !process.is_running() {
-                process.start()?;
-            }
-        }
-        Ok(())
+        self.clients
+            .iter()
+            .try_for_each(|(process, _)| process.start())
+    }
+
+    fn kill_clients(&self) -> Result<()> {
+        self.clients
+            .iter()
+            .try_for_each(|(process, _)| process.kill())
     }
 
     fn wait_clients(&self) -> Result<()> {
@@ -703,7 +709,12 @@ impl Cluster {
         plane
             .apiserver
             .wait_ready(|| http::healthy(plane.port, Some(plane.tls.clone()), "/readyz"))?;
-        // Some of them give up while it is away.
+        // Some of them give up while it is away, and the others ask again only after up to a minute.
+        plane.kill_clients()?;
+        // Otherwise kwok would wait until those of the one before it have run out.
+        self.request("DELETE", NODE_LEASES, "")?
+            .ok()
+            .map_err(|error| self.error(error))?;
         plane.start_clients()?;
         plane.wait_clients()
     }

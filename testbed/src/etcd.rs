@@ -32,6 +32,7 @@ pub struct EtcdBuilder {
     tls: bool,
     prefixes: Option<Vec<String>>,
     unsafe_no_fsync: bool,
+    slow_disk: Option<Duration>,
     args: Vec<String>,
 }
 
@@ -64,6 +65,13 @@ impl EtcdBuilder {
         self
     }
 
+    /// A slow disk: every fdatasync of etcd takes so much longer. Needs strace, which delays the system call.
+    #[must_use]
+    pub fn slow_disk(mut self, delay: Duration) -> Self {
+        self.slow_disk = Some(delay);
+        self
+    }
+
     /// More flags of etcd, such as `--quota-backend-bytes=16777216`.
     #[must_use]
     pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -82,10 +90,15 @@ impl EtcdBuilder {
     }
 
     fn external(self, endpoints: Vec<String>) -> Result<Etcd> {
-        if self.tls || self.prefixes.is_some() || self.members > 1 || !self.args.is_empty() {
+        if self.tls
+            || self.prefixes.is_some()
+            || self.members > 1
+            || self.slow_disk.is_some()
+            || !self.args.is_empty()
+        {
             return Err(Error::new(
                 self.name,
-                "TLS, authentication, several members and extra flags are not available with TESTBED_ETCD_ENDPOINTS",
+                "TLS, authentication, several members, a slow disk and extra flags are not available with TESTBED_ETCD_ENDPOINTS",
             ));
         }
         Ok(Etcd {
@@ -172,8 +185,14 @@ impl EtcdBuilder {
             }
             args.extend(self.args.iter().cloned());
             let log = dir.join(format!("{name}.log"));
-            let process =
-                Process::new(format!("etcd {}/{name}", self.name), &binary, log).args(args);
+            let component = format!("etcd {}/{name}", self.name);
+            let process = match self.slow_disk {
+                None => Process::new(component, &binary, log),
+                Some(delay) => Process::new(component, "strace", log)
+                    .args(slowed(delay))
+                    .args([&binary]),
+            };
+            let process = process.args(args);
             endpoints.push(endpoint);
             members.push(Member {
                 name,
@@ -195,6 +214,26 @@ impl EtcdBuilder {
     }
 }
 
+/// The arguments with which strace runs a program whose fdatasync is slow.
+fn slowed(delay: Duration) -> Vec<String> {
+    let mut args: Vec<String> = [
+        // strace is a child of the program and not its parent: signals and the process id are the program's own.
+        "--daemonize",
+        "--follow-forks",
+        // No other system call is made slower.
+        "--seccomp-bpf",
+        "--quiet=all",
+        "--output=/dev/null",
+        "--trace=fdatasync",
+    ]
+    .map(str::to_owned)
+    .into();
+    let microseconds = delay.as_micros();
+    args.push(format!("--inject=fdatasync:delay_enter={microseconds}"));
+    args.push("--".to_owned());
+    args
+}
+
 struct Member {
     name: String,
     peer: String,
@@ -208,6 +247,7 @@ struct Tls {
     ca: Ca,
     server: CertFiles,
     client: CertFiles,
+    root: CertFiles,
 }
 
 impl Tls {
@@ -215,7 +255,13 @@ impl Tls {
         let ca = Ca::new(folder, "testbed etcd")?;
         let server = ca.server("server", &[])?;
         let client = ca.client("client", "testbed-client", None)?;
-        Ok(Self { ca, server, client })
+        let root = ca.client("root", "root", None)?;
+        Ok(Self {
+            ca,
+            server,
+            client,
+            root,
+        })
     }
 }
 
@@ -239,6 +285,7 @@ impl Etcd {
             tls: false,
             prefixes: None,
             unsafe_no_fsync: false,
+            slow_disk: None,
             args: Vec::new(),
         }
     }
@@ -290,6 +337,11 @@ impl Etcd {
     /// The client's certificate and key, with TLS.
     pub fn client_cert(&self) -> Option<&CertFiles> {
         self.tls.as_ref().map(|tls| &tls.client)
+    }
+
+    /// A certificate whose bearer is `root`, with TLS: a login without a token, which would expire.
+    pub fn root_cert(&self) -> Option<&CertFiles> {
+        self.tls.as_ref().map(|tls| &tls.root)
     }
 
     /// The user that an operator is to be, with authentication.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testbed::{Cluster, Etcd, Operator, OperatorBuilder, Proxy, always, eventually};
 
-use crate::support::{BINARY, SOON, Stage, Watcher};
+use crate::support::{BINARY, SOON, Stage, Watcher, without};
 
 /// Long enough for a wrong delete, or a flood of log lines, to show.
 const WHILE: Duration = Duration::from_secs(2);
@@ -305,55 +305,6 @@ fn an_etcd_that_refuses_or_is_not_there_is_named_and_tried_again() {
     ])
     .unwrap();
     operator.wait_ready().unwrap();
-}
-
-/// A ServiceAccount with the rights of `deploy/` but one.
-fn without(stage: &Stage, name: &str, resource: &str, verbs: &[&str]) -> std::path::PathBuf {
-    let cluster = stage.plane.cluster;
-    let role = cluster
-        .kubectl(&["get", "clusterrole", "etcd-registrar", "-o", "json"])
-        .unwrap();
-    let role: Value = serde_json::from_str(&role).unwrap();
-    let mut rules = Vec::new();
-    for rule in role["rules"].as_array().unwrap() {
-        for one in rule["resources"].as_array().unwrap() {
-            let mut rule = rule.clone();
-            rule["resources"] = json!([one]);
-            if one == resource {
-                let kept: Vec<&Value> = rule["verbs"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .filter(|verb| !verbs.contains(&verb.as_str().unwrap()))
-                    .collect();
-                if kept.is_empty() {
-                    continue;
-                }
-                rule["verbs"] = json!(kept);
-            }
-            rules.push(rule);
-        }
-    }
-    assert_ne!(&json!(rules), &role["rules"]);
-    let namespace = &stage.namespace;
-    let full = format!("{namespace}-{name}");
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}},
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": full}, "rules": rules,
-        },
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": full},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": full},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
-        },
-    ]});
-    cluster.apply(&list.to_string()).unwrap();
-    cluster
-        .kubeconfig_for_service_account(namespace, name)
-        .unwrap()
 }
 
 #[test]

@@ -25,4 +25,5 @@ mod pods;
 mod policy;
 mod rbac;
 mod status;
+#[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: a stage to play on, a registry client, a watcher, makers of objects.
+//! What the end-to-end tests and the fault tests share: a stage to play on, a registry client, a watcher, makers of
+//! objects.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -343,13 +344,7 @@ impl Stage {
 
     /// A pod whose readiness only [`Stage::set_condition`] changes. It begins not ready, with an address, whose pod is returned.
     pub(crate) fn create_pod_by_hand(&self, name: &str, app: &str) -> Value {
-        let annotations = json!({
-            format!("{STEER}/ready"): "false",
-            // The stages leave its conditions alone for so long.
-            format!("{STEER}/flap"): "600m",
-        });
-        let metadata = json!({"annotations": annotations});
-        self.create_pod(name, app, &metadata, &json!({}));
+        self.create_pod(name, app, &by_hand(false), &json!({}));
         eventually(SOON, &format!("pod {name} to run"), || {
             let pod = self.pod(name)?;
             if addresses(&pod).is_empty() {
@@ -363,10 +358,18 @@ impl Stage {
 
     /// Sets the condition `Ready`, and no other one stays. Gives when the API server had done it.
     pub(crate) fn set_condition(&self, name: &str, ready: bool) -> Instant {
+        self.try_set_condition(name, ready).unwrap()
+    }
+
+    /// The same, when the API server may be away.
+    pub(crate) fn try_set_condition(&self, name: &str, ready: bool) -> Result<Instant, String> {
         let status = if ready { "True" } else { "False" };
         let conditions = json!([{"type": "Ready", "status": status}]);
-        self.patch_pod_status(name, &json!({"conditions": conditions}));
-        Instant::now()
+        let path = format!("{}/status", self.pod_path(name));
+        let body = json!({"status": {"conditions": conditions}}).to_string();
+        let answer = self.plane.cluster.patch(&path, &body);
+        answer.map_err(|error| error.to_string())?.ok()?;
+        Ok(Instant::now())
     }
 
     /// Waits until a pod is ready, and gives its addresses; the primary one first.
@@ -459,6 +462,55 @@ pub(crate) fn patch(cluster: &Cluster, path: &str, body: &Value) {
         .unwrap();
 }
 
+/// A kubeconfig of a ServiceAccount with the rights of `deploy/` but some for one resource.
+pub(crate) fn without(stage: &Stage, name: &str, resource: &str, verbs: &[&str]) -> PathBuf {
+    let cluster = stage.plane.cluster;
+    let role = cluster
+        .kubectl(&["get", "clusterrole", "etcd-registrar", "-o", "json"])
+        .unwrap();
+    let role: Value = serde_json::from_str(&role).unwrap();
+    let mut rules = Vec::new();
+    for rule in role["rules"].as_array().unwrap() {
+        for one in rule["resources"].as_array().unwrap() {
+            let mut rule = rule.clone();
+            rule["resources"] = json!([one]);
+            if one == resource {
+                let kept: Vec<&Value> = rule["verbs"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .filter(|verb| !verbs.contains(&verb.as_str().unwrap()))
+                    .collect();
+                if kept.is_empty() {
+                    continue;
+                }
+                rule["verbs"] = json!(kept);
+            }
+            rules.push(rule);
+        }
+    }
+    assert_ne!(&json!(rules), &role["rules"]);
+    let namespace = &stage.namespace;
+    let full = format!("{namespace}-{name}");
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": full}, "rules": rules,
+        },
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": full},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": full},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+        },
+    ]});
+    cluster.apply(&list.to_string()).unwrap();
+    cluster
+        .kubeconfig_for_service_account(namespace, name)
+        .unwrap()
+}
+
 // === Objects ===
 
 fn merge(into: &mut Value, from: &Value) {
@@ -513,6 +565,15 @@ pub(crate) fn steer(annotation: &str, value: Option<&str>) -> Value {
     let mut annotations = Map::new();
     annotations.insert(format!("{STEER}/{annotation}"), value.into());
     json!({"annotations": annotations})
+}
+
+/// Metadata of a pod whose readiness only [`Stage::set_condition`] changes after this.
+pub(crate) fn by_hand(ready: bool) -> Value {
+    json!({"annotations": {
+        format!("{STEER}/ready"): ready.to_string(),
+        // The stages leave its conditions alone for so long.
+        format!("{STEER}/flap"): "600m",
+    }})
 }
 
 /// A condition of an object's status, or null.
@@ -575,16 +636,15 @@ fn connect_options(etcd: &Etcd) -> ConnectOptions {
     let mut options = ConnectOptions::new()
         .with_connect_timeout(Duration::from_secs(2))
         .with_timeout(Duration::from_secs(5));
-    if let (Some(ca), Some(client)) = (etcd.ca_cert(), etcd.client_cert()) {
+    if let (Some(ca), Some(root)) = (etcd.ca_cert(), etcd.root_cert()) {
         let read = |path| std::fs::read(path).unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();
         options = options.with_tls(
             TlsOptions::new()
                 .ca_certificate(Certificate::from_pem(read(ca)))
-                .identity(Identity::from_pem(read(&client.cert), read(&client.key))),
+                .identity(Identity::from_pem(read(&root.cert), read(&root.key))),
         );
-    }
-    if etcd.user().is_some() {
+    } else if etcd.user().is_some() {
         options = options.with_user("root", ROOT_PASSWORD);
     }
     options
@@ -601,19 +661,29 @@ fn runtime() -> tokio::runtime::Runtime {
 pub(crate) struct Registry {
     runtime: tokio::runtime::Runtime,
     client: Client,
+    endpoints: Vec<String>,
+    options: ConnectOptions,
 }
 
 impl Registry {
     /// Connects to an etcd that runs.
     pub(crate) fn connect(etcd: &Etcd) -> Self {
+        Self::connect_to(etcd, etcd.endpoints())
+    }
+
+    /// Connects to some of its endpoints only: those that a test does not break.
+    pub(crate) fn connect_to(etcd: &Etcd, endpoints: &[String]) -> Self {
         let runtime = runtime();
+        let options = connect_options(etcd);
         let client = runtime
-            .block_on(Client::connect(
-                etcd.endpoints(),
-                Some(connect_options(etcd)),
-            ))
+            .block_on(Client::connect(endpoints, Some(options.clone())))
             .unwrap();
-        Self { runtime, client }
+        Self {
+            runtime,
+            client,
+            endpoints: endpoints.to_vec(),
+            options,
+        }
     }
 
     fn wait<T>(&self, future: impl Future<Output = Result<T, etcd_client::Error>>) -> T {
@@ -633,9 +703,9 @@ impl Registry {
             .map_err(|error| error.to_string())
     }
 
-    /// The same, when etcd has to answer.
+    /// The same, once etcd answers: a connection to an etcd that was restarted breaks at its first use.
     pub(crate) fn list(&self, prefix: &str) -> Vec<Record> {
-        self.try_list(prefix).unwrap()
+        eventually(SOON, "etcd to answer", || self.try_list(prefix)).unwrap()
     }
 
     /// One key.
@@ -668,9 +738,14 @@ impl Registry {
         .unwrap()
     }
 
-    /// The revision of etcd.
+    /// The revision of etcd, once it answers. Each time over a new connection: an old one may have lost its token, or
+    /// lead to an etcd that was restarted.
     pub(crate) fn revision(&self) -> i64 {
-        let answer = self.wait(self.client.kv_client().get("-", None));
+        let ask = async || {
+            let client = Client::connect(&self.endpoints, Some(self.options.clone())).await?;
+            client.kv_client().get("-", None).await
+        };
+        let answer = eventually(SOON, "etcd to answer", || self.runtime.block_on(ask())).unwrap();
         answer.header().unwrap().revision()
     }
 
@@ -745,18 +820,23 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Watches a prefix; all keys when it is empty.
+    /// Watches a prefix from now on; all keys when it is empty.
     pub(crate) fn start(etcd: &Etcd, prefix: &str) -> Self {
         let registry = Registry::connect(etcd);
-        let from = registry.revision();
+        let after = registry.revision();
+        Self::after(registry, prefix, after)
+    }
+
+    /// Watches a prefix through the endpoints of a client: every event after a revision.
+    pub(crate) fn after(registry: Registry, prefix: &str, after: i64) -> Self {
         let notes = Arc::new(Mutex::new(Notes {
-            revision: from,
+            revision: after,
             ..Notes::default()
         }));
         let (ask, asked) = mpsc::unbounded_channel();
         let watch = Watch {
-            endpoints: etcd.endpoints().to_vec(),
-            options: connect_options(etcd),
+            endpoints: registry.endpoints.clone(),
+            options: registry.options.clone(),
             prefix: prefix.to_owned(),
             notes: notes.clone(),
         };
