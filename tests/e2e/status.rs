@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
+use testbed::eventually;
 
-use crate::support::{Stage, condition, deployment, steer};
+use crate::support::{SOON, Stage, condition, deployment, steer};
 
 #[test]
 fn the_status_counts_the_endpoints_of_every_cluster() {
@@ -94,8 +95,16 @@ fn the_status_counts_the_endpoints_of_every_cluster() {
         ["web", "web", "Json", "3", "5", "True"],
         "{shown}"
     );
-    let events = east.kubectl(&["get", "events", "--field-selector=reason=Registered"]);
-    assert!(events.contains("serviceregistration/web"), "{events}");
+    // Events follow the status in their own time.
+    let events = eventually(SOON, "the event", || {
+        let events = east.kubectl(&["get", "events", "--field-selector=reason=Registered"]);
+        if events.contains("serviceregistration/web") {
+            Ok(events)
+        } else {
+            Err(events)
+        }
+    })
+    .unwrap();
     assert_eq!(events.matches("Registered").count(), 1, "{events}");
 }
 
