@@ -1,12 +1,12 @@
 //! Registrations whose spec changes, and two that want one key.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use testbed::{always, eventually};
 
-use crate::support::{A_SECOND, SOON, Stage, Watcher, keys};
+use crate::support::{A_SECOND, SOON, Stage, Watcher, keys, tell};
 
 /// Grants Plain and Grpc below `/teams/NAMESPACE/` and `grpc/NAMESPACE/`, and Json at a second place.
 const POLICY: &str = r#"
@@ -375,6 +375,7 @@ fn of_two_registrations_that_want_one_key_the_older_has_it() {
     assert_eq!(stage.registration("a-new")["status"]["registered"], 0);
     watcher.assert_silent("after a younger registration");
 
+    let gone = Instant::now();
     stage.unregister("z-old");
     eventually(A_SECOND, "the younger one's lease", || {
         let records = stage.registry.try_list(&stage.scope("shared"))?;
@@ -391,6 +392,11 @@ fn of_two_registrations_that_want_one_key_the_older_has_it() {
     // A reader sees no gap.
     let seen = watcher.seen();
     assert!(seen.iter().all(|seen| seen.put.is_some()), "{seen:#?}");
+    tell(
+        "two registrations want one key, and the older goes",
+        seen.len(),
+        seen.last().unwrap().at.saturating_duration_since(gone),
+    );
 }
 
 /// Creation times have whole seconds.

@@ -1,9 +1,11 @@
 //! An etcd with TLS, client certificates and a user who may do only what is needed.
 
+use std::time::Instant;
+
 use serde_json::json;
 use testbed::{Etcd, EtcdBuilder, Operator, USER, always, eventually};
 
-use crate::support::{SOON, Stage, Watcher};
+use crate::support::{SOON, Stage, Watcher, tell};
 
 fn guarded(name: &str) -> EtcdBuilder {
     // The operator's own keys; where records may stand is granted step by step.
@@ -208,7 +210,16 @@ fn a_prefix_that_the_etcd_user_may_not_touch_is_told_and_holds_nobody_up() {
     stage.wait_condition("closed", "Ready", "False", "PermissionDenied");
     assert_eq!(stage.registry.list(&closed).len(), 3);
     watcher.assert_silent("for the others");
+    let removal = Watcher::start(&stage.etcd, &closed);
+    let granted = Instant::now();
     grant(&stage, "readwrite", &closed);
     stage.wait_count(&closed, 2);
+    let seen = removal.seen();
+    assert_eq!(seen.len(), 1, "{seen:#?}");
+    tell(
+        "etcd user without permission for one prefix",
+        watcher.seen().len(),
+        seen[0].at.saturating_duration_since(granted),
+    );
     stage.wait_condition("closed", "Ready", "True", "Registered");
 }

@@ -3,12 +3,12 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testbed::{Cluster, Etcd, Operator, OperatorBuilder, Proxy, always, eventually};
 
-use crate::support::{BINARY, SOON, Stage, Watcher, without};
+use crate::support::{BINARY, SOON, Stage, Watcher, tell, without};
 
 /// Long enough for a wrong delete, or a flood of log lines, to show.
 const WHILE: Duration = Duration::from_secs(2);
@@ -347,6 +347,7 @@ fn a_missing_permission_is_named_and_never_taken_for_an_empty_list() {
         watcher.assert_silent(format!("without rights to {resource}"));
         // Granted while it runs: no restart is needed.
         if name == "no-pods" {
+            let granted = Instant::now();
             stage
                 .plane
                 .cluster
@@ -359,8 +360,12 @@ fn a_missing_permission_is_named_and_never_taken_for_an_empty_list() {
                 ])
                 .unwrap();
             operator.wait_ready().unwrap();
+            let complete = granted.elapsed();
             stage.create_pod("web-3", "web", &json!({}), &json!({}));
             stage.wait_count(&stage.scope("web"), 4);
+            let seen = watcher.seen();
+            assert_eq!(seen.len(), 1, "{seen:#?}");
+            tell("list of pods forbidden", seen.len() - 1, complete);
             watcher.forget();
         }
         operator.kill().unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testbed::{Operator, eventually};
 
-use crate::support::{SOON, Stage, Watcher, keys};
+use crate::support::{SOON, Stage, Watcher, keys, tell};
 
 const LEADER: &str = "/registrar/east/leader";
 
@@ -101,18 +101,25 @@ fn a_killed_operator_comes_back_and_only_what_changed_meanwhile_is_seen() {
     stage.set_ready("web-0", false);
     stage.create_pod("web-3", "web", &json!({}), &json!({}));
     let new = key(&stage, "web-3");
+    let started = Instant::now();
     operator.start().unwrap();
     let mut now = vec![wanted[1].clone(), wanted[2].clone(), new.clone()];
     now.sort();
     stage.wait_keys(&stage.scope("web"), &now);
-    let changed: Vec<(String, bool)> = watcher
-        .seen()
+    let seen = watcher.seen();
+    let first = seen.first().map_or(started, |seen| seen.at);
+    let changed: Vec<(String, bool)> = seen
         .into_iter()
         .map(|seen| (seen.key, seen.put.is_some()))
         .collect();
     assert_eq!(changed.len(), 2, "{changed:?}");
     assert!(changed.contains(&(wanted[0].clone(), false)), "{changed:?}");
     assert!(changed.contains(&(new, true)), "{changed:?}");
+    tell(
+        "operator killed and restarted",
+        changed.len() - 2,
+        first.saturating_duration_since(started),
+    );
 }
 
 #[test]
@@ -177,6 +184,7 @@ fn what_is_deleted_while_no_operator_runs_leaves_at_its_start() {
     let scope = format!("/services/{other}/api/");
     stage.wait_count(&scope, 2);
     let leases = stage.registry.leases();
+    let watcher = Watcher::start(&stage.etcd, "/services/");
 
     operator.kill().unwrap();
     let start = Instant::now();
@@ -190,8 +198,20 @@ fn what_is_deleted_while_no_operator_runs_leaves_at_its_start() {
     assert_eq!(stage.registry.list(&stage.scope("web")).len(), 3);
     assert_eq!(stage.registry.list(&scope).len(), 2);
 
+    watcher.assert_silent("while no operator runs");
+    let started = Instant::now();
     operator.start().unwrap();
     stage.wait_keys::<&str>("/services/", &[]);
+    let seen = watcher.seen();
+    assert!(
+        seen.len() == 5 && seen.iter().all(|seen| seen.put.is_none()),
+        "{seen:#?}"
+    );
+    tell(
+        "namespace and registration deleted while no operator ran",
+        seen.len() - 5,
+        seen.last().unwrap().at.saturating_duration_since(started),
+    );
     let slots = format!("/registrar/east/leases/{}/", stage.plane.uid());
     stage.wait_keys::<&str>(&slots, &[]);
     let now = stage.registry.leases();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use testbed::{always, eventually};
 
-use crate::support::{A_SECOND, SOON, Stage, Watcher};
+use crate::support::{A_SECOND, SOON, Stage, Watcher, tell};
 
 #[test]
 fn a_foreign_key_is_untouched_and_named_until_it_goes() {
@@ -81,6 +81,7 @@ fn a_record_that_is_deleted_or_altered_by_hand_is_back_within_a_second() {
     stage.register("web", &json!({}));
     stage.create_pod("web-0", "web", &json!({}), &json!({}));
     let record = stage.wait_count(&stage.scope("web"), 1).remove(0);
+    let all = Watcher::start(&stage.etcd, "/services/");
     let back = |what: &str| {
         let start = Instant::now();
         eventually(A_SECOND, what, || {
@@ -95,7 +96,14 @@ fn a_record_that_is_deleted_or_altered_by_hand_is_back_within_a_second() {
             }
         })
         .unwrap();
-        println!("{what}: back after {:?}", start.elapsed());
+        let took = start.elapsed();
+        let others = all
+            .seen()
+            .iter()
+            .filter(|seen| seen.key != record.key)
+            .count();
+        assert_eq!(others, 0);
+        tell(what, others, took);
     };
     stage.etcd.etcdctl(&["del", &record.key]).unwrap();
     back("a deleted record");
@@ -152,6 +160,7 @@ fn records_whose_lease_is_revoked_by_hand_are_back_on_a_new_one() {
         stage.create_pod(name, "web", &json!({}), &json!({}));
     }
     let old = stage.wait_count(&stage.scope("web"), 3);
+    let watcher = Watcher::start(&stage.etcd, &stage.scope("web"));
     stage.registry.revoke(old[0].lease);
     let start = Instant::now();
     let new = eventually(A_SECOND, "three records on a new lease", || {
@@ -163,7 +172,10 @@ fn records_whose_lease_is_revoked_by_hand_are_back_on_a_new_one() {
         }
     })
     .unwrap();
-    println!("a revoked lease: back after {:?}", start.elapsed());
+    let took = start.elapsed();
+    let seen = watcher.seen();
+    assert_eq!(seen.len(), 6, "{seen:#?}");
+    tell("a lease revoked by hand", seen.len(), took);
     for (new, old) in new.iter().zip(&old) {
         assert_eq!((&new.key, &new.value), (&old.key, &old.value));
         assert_ne!(new.lease, old.lease);

@@ -1,11 +1,12 @@
 //! What the API server takes and refuses: the table `tests/data/objects.yaml`, and the same objects past its checks.
 
 use std::fmt::Write as _;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use testbed::{Cluster, Response, eventually};
 
-use crate::support::{SOON, Stage, condition, get};
+use crate::support::{SOON, Stage, condition, get, tell};
 
 /// An object of the table.
 pub(crate) struct Case {
@@ -254,8 +255,16 @@ fn a_spec_that_is_refused_later_or_cannot_be_read_keeps_its_records() {
     assert!(others.is_empty(), "{others:#?}");
 
     // Readable and granted again: what stands is right, and the new pod is added.
+    let mended = Instant::now();
     stage.change("edited", &json!({"prefix": null}));
-    stage.wait_count(&stage.scope("edited"), 3);
+    let edited = stage.scope("edited");
+    let added = watcher.wait("the new pod", |seen| seen.key.starts_with(&edited));
+    tell(
+        "a spec edited into one that is refused",
+        others.len(),
+        added.at.saturating_duration_since(mended),
+    );
+    stage.wait_count(&edited, 3);
     stage.wait_condition("edited", "Ready", "True", "Registered");
     // Deleted while it cannot be read: seen as well.
     stage.unregister("newer");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testbed::{always, eventually};
 
 use crate::changes::wait_for_a_later_second;
-use crate::support::{A_SECOND, SOON, Stage, Watcher, addresses, container, keys, steer};
+use crate::support::{A_SECOND, SOON, Stage, Watcher, addresses, container, keys, steer, tell};
 
 fn key(stage: &Stage, service: &str, address: &str) -> String {
     format!("{}east/{address}", stage.scope(service))
@@ -255,6 +255,11 @@ fn stateful_pods_jobs_and_long_ends() {
     assert_eq!(second.put.unwrap().json()["pod"], "db-0");
     let seen = watcher.seen();
     assert!(seen.len() == 2 && seen[0].put.is_none(), "{seen:#?}");
+    tell(
+        "StatefulSet pod back under its name",
+        seen.len(),
+        seen[1].at.saturating_duration_since(seen[0].at),
+    );
 
     // A Job's pod that completes.
     let job = json!({

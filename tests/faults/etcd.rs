@@ -65,12 +65,13 @@ fn an_etcd_that_stood_still_past_the_ttl_has_everything_again() {
     endure(PAST_SHORT_TTL, &[&operator]);
     let ended = Instant::now();
     etcd.thaw().unwrap();
-    let recovered = scene.recovered(&watcher, 0, false, ended);
+    scene.recovered(&watcher, 0, false, ended);
     scene.wait_pods(&[1, 2]);
     scene
         .stage
         .wait_condition("web", "Ready", "True", "Registered");
     let seen = watcher.seen();
+    let recovered = seen.last().unwrap().at.saturating_duration_since(ended);
     // What ended came back: put and removal take turns, and the changed pod did not return.
     for key in &scene.keys {
         let mut stands = true;

@@ -7,6 +7,8 @@ use testbed::{Operator, OperatorBuilder, Proxy, always, eventually};
 
 use crate::support::{BINARY, Record, Registry, SOON, Seen, Stage, Watcher};
 
+pub(crate) use crate::support::tell;
+
 /// The shortest TTL that a registration may ask for, in seconds: leases that nobody keeps alive soon end.
 pub(crate) const SHORT_TTL: u64 = 5;
 /// A fault of this length is longer than [`SHORT_TTL`], etcd's own delay in ending leases included.
@@ -231,13 +233,4 @@ pub(crate) fn endure(fault: Duration, operators: &[&Operator]) {
 /// The events on all keys but one.
 pub(crate) fn others<'a>(seen: &'a [Seen], key: &str) -> Vec<&'a Seen> {
     seen.iter().filter(|seen| seen.key != key).collect()
-}
-
-/// Prints what `docs/reliability.md` tells of a fault: the events that a reader saw on endpoints that did not change, and
-/// how long after the end of the fault the first change got through.
-pub(crate) fn tell(row: &str, events: usize, recovered: Duration) {
-    println!(
-        "faults: {row} | events {events} | recovered in {} ms",
-        recovered.as_millis()
-    );
 }

@@ -913,6 +913,15 @@ impl Drop for Watcher {
     }
 }
 
+/// Prints what `docs/reliability.md` tells of a fault: the events that a reader saw on endpoints that did not change, and
+/// how long after the end of the fault the first change got through.
+pub(crate) fn tell(row: &str, events: usize, recovered: Duration) {
+    println!(
+        "faults: {row} | events {events} | recovered in {} ms",
+        recovered.as_millis()
+    );
+}
+
 struct Watch {
     endpoints: Vec<String>,
     options: ConnectOptions,
