@@ -12,6 +12,7 @@
 )]
 
 mod availability;
+mod clock;
 mod credentials;
 mod disk;
 mod etcd;
