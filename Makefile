@@ -27,7 +27,7 @@ lint: setup ## check the format, and clippy with warnings as errors
 	cargo clippy --workspace --all-targets $(LOCKED) -- --deny warnings
 
 # The tools first: inside a test their progress would not be seen.
-test: lint tools ## everything that CI runs: format, clippy, unit, property and end-to-end tests
+test: lint tools ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests
 	cargo test --workspace --no-fail-fast $(LOCKED)
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step

@@ -330,3 +330,50 @@ fn the_targets_of_make_exist() {
     }
     assert!(count >= 8, "{count} targets");
 }
+
+/// The tests of a file, by name.
+fn tests_of(file: &str) -> Names {
+    read(file)
+        .split("#[test]\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("fn ").nth(1)?.split('(').next())
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_tests_that_the_table_of_faults_names_exist() {
+    // In the table a test is what follows `cargo test --test`, or `--lib`: `TARGET NAME`, `TARGET MODULE::NAME`.
+    let mut named = Names::new();
+    for row in table(&read("docs/reliability.md"), "Faults") {
+        let tests: Vec<&str> = row[1].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "{row:?}");
+        for test in tests {
+            let (target, path) = test.split_once(' ').unwrap_or_else(|| panic!("{test}"));
+            let (module, name) = path.rsplit_once("::").unwrap_or(("main", path));
+            let module = module.replace("::", "/");
+            let file = match target {
+                // The tests of a module are in its file, or in one beside it.
+                "lib" => ["", "/tests"]
+                    .map(|end| module.trim_end_matches("/tests").to_owned() + end)
+                    .map(|module| format!("src/{module}.rs"))
+                    .into_iter()
+                    .find(|file| {
+                        std::path::Path::new(file).exists() && tests_of(file).contains(name)
+                    })
+                    .unwrap_or_else(|| panic!("{test}")),
+                _ => format!("tests/{target}/{module}.rs"),
+            };
+            assert!(tests_of(&file).contains(name), "{test}");
+            named.insert(test.to_owned());
+        }
+    }
+    // And none of the fault tests is left out.
+    for file in entries("tests/faults") {
+        let module = file.trim_end_matches(".rs");
+        for name in tests_of(&format!("tests/faults/{file}")) {
+            let test = format!("faults {module}::{name}");
+            assert!(named.contains(&test), "{test}");
+        }
+    }
+}
