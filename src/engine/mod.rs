@@ -327,7 +327,10 @@ impl Engine {
                 self.range_problems.insert(range, failure);
                 self.all_reports_due();
             }
-            Input::WatchBroken(why) => self.etcd_problem = Some(why),
+            Input::WatchBroken(why) => {
+                self.mirror.broken();
+                self.etcd_problem = Some(why);
+            }
             Input::LeaseLost(lease) => self.lease_lost(lease),
             Input::Shutdown => self.leave(),
             Input::Tick => self.tick(),

@@ -316,6 +316,12 @@ impl Mirror {
         }
     }
 
+    /// The watches broke. What answers told before, the next snapshots have too, unless etcd was restored: then
+    /// an answer of the one before says nothing of this one, at whatever revision it goes on.
+    pub fn broken(&mut self) {
+        self.ahead.clear();
+    }
+
     /// All watches have delivered everything up to a revision.
     pub fn progress(&mut self, revision: Revision) {
         for reached in self.ranges.values_mut() {
@@ -783,6 +789,17 @@ mod tests {
         snapshot(&mut mirror, &scope, 3, vec![]);
         assert!(mirror.get(KEY.as_bytes()).is_none());
         assert!(mirror.range_reached(&scope, 3) && !mirror.range_reached(&scope, 4));
+    }
+
+    #[test]
+    fn an_answer_from_before_the_watches_broke_does_not_outlive_the_next_snapshot() {
+        let (mut mirror, _, scope) = mirror();
+        snapshot(&mut mirror, &scope, 7, vec![]);
+        mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 8)), 8, false, &mut Vec::new());
+        mirror.broken();
+        // Restored to what it was just before, and nothing has changed since.
+        snapshot(&mut mirror, &scope, 7, vec![]);
+        assert!(mirror.get(KEY.as_bytes()).is_none());
     }
 
     #[test]
