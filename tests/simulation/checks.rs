@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use etcd_registrar::engine::etcd::{Compare, Key, KeyValue, Op, Request, Txn};
+use etcd_registrar::engine::etcd::{Compare, Key, KeyValue, LeaseId, Op, Request, Txn};
 use etcd_registrar::model::pod::Pod;
 
 use crate::expected::{Wanted, without_zone};
 use crate::model_etcd::{Author, Change, Etcd, show};
 use crate::model_kube::Kube;
-use crate::world::{CLUSTER_UID, Knobs, REGISTRAR, is_record, slot, uid};
+use crate::oracle::{Known, Oracle, POLICIES, Standing};
+use crate::world::{CLUSTER_UIDS, Knobs, REGISTRAR, Sent, Slot, is_record, slot, uid};
 
 /// The mark of a lane: pods, registrations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,8 +52,17 @@ pub(crate) struct Checks {
     acted: BTreeMap<Key, Mark>,
     /// And those of all lanes in earlier terms.
     before: Mark,
-    /// The lane of the transaction that was applied last.
+    /// The lane of the transaction that was applied last, and what its plan was made from.
     lane: Option<Key>,
+    known: Option<Known>,
+    /// Which process, in which of its lives, stood for election with a nonce.
+    candidates: BTreeMap<String, (usize, u64)>,
+    /// What records were put from.
+    put_at: BTreeMap<Key, Known>,
+    /// What each lease that ever had a key below `leases/` was for.
+    slots: BTreeMap<LeaseId, Slot>,
+    /// Keys that came into being by a hand, as they were when etcd was saved.
+    foreign_saved: BTreeSet<Key>,
     /// Pods whose records were deleted by someone who knew that they had left, by lane: what another
     /// lane was told to put before may still come.
     removed: BTreeMap<Key, BTreeSet<String>>,
@@ -86,6 +96,11 @@ impl Checks {
             acted: BTreeMap::new(),
             before: Mark::default(),
             lane: None,
+            known: None,
+            candidates: BTreeMap::new(),
+            put_at: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            foreign_saved: BTreeSet::new(),
             removed: BTreeMap::new(),
             removed_before: BTreeSet::new(),
             foreign: BTreeSet::new(),
@@ -125,7 +140,7 @@ impl Checks {
     // === what an operator sends ===
 
     /// Every transaction that changes records is fenced.
-    pub(crate) fn fenced(&self, txn: &Txn) {
+    pub(crate) fn fenced(&self, txn: &Txn, cluster: &str) {
         let leader = format!("{REGISTRAR}leader");
         let owner = format!("{REGISTRAR}owner");
         let created = txn.compares.iter().any(|compare| {
@@ -137,7 +152,7 @@ impl Checks {
             .any(|compare| matches!(compare, Compare::Value(key, _) if show(key) == leader));
         let owned = txn.compares.iter().any(|compare| {
             matches!(compare, Compare::Value(key, uid)
-                if show(key) == owner && **uid == *CLUSTER_UID.as_bytes())
+                if show(key) == owner && **uid == *cluster.as_bytes())
         });
         assert!(created && nonce && owned, "a write without the fence");
         for op in &txn.then {
@@ -164,7 +179,7 @@ impl Checks {
         let Some(kv) = etcd.get(key.as_bytes()) else {
             return;
         };
-        let Some((registration, ..)) = slot_of(kv, etcd) else {
+        let Some(Slot { registration, .. }) = slot_of(kv, etcd) else {
             return;
         };
         if self.foreign.contains(key.as_bytes()) || wanted.contains_key(key) {
@@ -202,21 +217,50 @@ impl Checks {
 
     // === what etcd does ===
 
-    /// A transaction passed its comparisons.
-    pub(crate) fn applied(&mut self, txn: &Txn, left: &[String]) {
+    /// A transaction passed its comparisons; etcd is as it left it.
+    pub(crate) fn applied(&mut self, txn: &Txn, sent: &Sent, cluster: &str, etcd: &Etcd) {
+        let left = &sent.left;
         self.lane = None;
+        self.known = Some(sent.known);
+        let writes = |op: &Op| matches!(op, Op::Put(key, ..) | Op::Delete(key) if is_record(key));
+        if txn.then.iter().any(writes) {
+            let value = |name: &str| {
+                let kv = etcd.get(format!("{REGISTRAR}{name}").as_bytes());
+                kv.map(|kv| show(&kv.value)).unwrap_or_default()
+            };
+            let holder = self.candidates.get(&value("leader"));
+            assert_eq!(
+                holder,
+                Some(&(sent.process, sent.life)),
+                "S1: records are written by a process that does not hold the leader key"
+            );
+            assert_eq!(
+                value("owner"),
+                cluster,
+                "S1: records are written by a cluster that does not have the name"
+            );
+        }
         for op in &txn.then {
             let Op::Put(key, value, _) = op else { continue };
             let text = show(key);
             if text == format!("{REGISTRAR}leader") {
+                self.candidates
+                    .insert(show(value), (sent.process, sent.life));
                 for mark in std::mem::take(&mut self.acted).into_values() {
                     self.before = self.before.max(mark);
                 }
                 let removed = std::mem::take(&mut self.removed);
                 self.removed_before.extend(removed.into_values().flatten());
             } else if text.starts_with(&format!("{REGISTRAR}seen/")) {
+                let mark = Mark::read(value);
+                let said = (mark.pods, mark.registrations);
+                assert_eq!(
+                    said,
+                    (sent.known.pods, sent.known.registrations),
+                    "S2: a mark is not what its writer was told of Kubernetes"
+                );
                 let known = self.acted.entry(key.clone()).or_default();
-                *known = known.max(Mark::read(value));
+                *known = known.max(mark);
                 self.lane = Some(key.clone());
             }
         }
@@ -236,18 +280,63 @@ impl Checks {
     pub(crate) fn other(&mut self, request: &Request) {
         if !matches!(request, Request::Txn(_)) {
             self.lane = None;
+            self.known = None;
         }
     }
 
+    /// etcd was saved.
+    pub(crate) fn saved(&mut self) {
+        self.foreign_saved = self.foreign.clone();
+    }
+
+    /// etcd is what was saved, or empty: from now on the promises are relative to what stands there.
+    pub(crate) fn restored(&mut self, etcd: &Etcd) {
+        self.acted = etcd
+            .below(&format!("{REGISTRAR}seen/"))
+            .into_iter()
+            .map(|kv| (kv.key, Mark::read(&kv.value)))
+            .collect();
+        self.before = self
+            .acted
+            .values()
+            .copied()
+            .fold(Mark::default(), Mark::max);
+        self.lane = None;
+        self.known = None;
+        self.removed.clear();
+        self.removed_before.clear();
+        self.settled.clear();
+        self.put_at.clear();
+        self.foreign = self
+            .foreign_saved
+            .iter()
+            .filter(|key| etcd.get(key).is_some())
+            .cloned()
+            .collect();
+    }
+
     /// One key changed.
-    pub(crate) fn changed(&mut self, change: &Change, etcd: &Etcd, kube: &Kube) {
+    pub(crate) fn changed(
+        &mut self,
+        change: &Change,
+        etcd: &Etcd,
+        kube: &Kube,
+        oracle: &mut Oracle,
+    ) {
+        let key = show(&change.key);
         if !is_record(&change.key) {
+            if let Some(after) = &change.after
+                && key.starts_with(&format!("{REGISTRAR}leases/"))
+                && let Some(slot) = slot(&after.value)
+            {
+                self.slots.insert(after.lease, slot);
+            }
             return;
         }
-        let key = show(&change.key);
         match change.author {
             Author::Hand => {
                 self.settled.remove(&change.key);
+                self.put_at.remove(&change.key);
                 if change.before.is_none() {
                     self.foreign.insert(change.key.clone());
                 }
@@ -261,7 +350,8 @@ impl Checks {
                     !self.foreign.contains(&change.key),
                     "{key} is not ours and was changed"
                 );
-                assert!(!change.by_lease, "a revoke took the record {key}");
+                assert!(!change.by_lease, "lost: a revoke took the record {key}");
+                self.justified(change, kube, oracle);
                 match &change.after {
                     Some(after) => self.put(change, after, etcd, kube),
                     None => self.deletes += 1,
@@ -270,8 +360,129 @@ impl Checks {
         }
         if change.after.is_none() {
             self.foreign.remove(&change.key);
+            self.put_at.remove(&change.key);
         }
         self.check_settled(change);
+    }
+
+    /// What was written is what was wanted at what the writer knew, and what it took away was not; and no
+    /// record goes that was wanted as it stood ever since it was put.
+    fn justified(&mut self, change: &Change, kube: &Kube, oracle: &mut Oracle) {
+        let key = show(&change.key);
+        let known = self.known.expect("only transactions change records");
+        let view = oracle.wanted(kube, known);
+        let wanted = view.get(&key);
+        let name_of = |kv: &KeyValue| self.slots.get(&kv.lease);
+        let as_wanted = |wanted: &Wanted, kv: &KeyValue| {
+            let slot = name_of(kv).is_some_and(|slot| {
+                (&slot.registration, &slot.scope, slot.ttl)
+                    == (&wanted.registration, &wanted.scope, wanted.ttl)
+            });
+            slot && without_zone(&show(&kv.value)) == without_zone(&wanted.value)
+        };
+        if let Some(after) = &change.after {
+            assert!(
+                wanted.is_some_and(|wanted| !wanted.suspended && as_wanted(wanted, after)),
+                "S2: {key} was put as {:?} for {:?}, and at {known:?} wanted was {wanted:?}",
+                show(&after.value),
+                name_of(after),
+            );
+            let slot = name_of(after).expect("it has a slot");
+            let namespace = slot.registration.split('/').next().unwrap_or("");
+            let grants = POLICIES.get(known.policy).expect("a policy").grants;
+            assert!(
+                key.starts_with(&slot.scope) && grants(&slot.format, namespace, &key),
+                "S5: {key} is not granted to {slot:?}"
+            );
+        }
+        let Some(before) = &change.before else {
+            self.put_at.insert(change.key.clone(), known);
+            return;
+        };
+        if change.after.is_none() {
+            assert!(
+                !wanted.is_some_and(|wanted| as_wanted(wanted, before)),
+                "lost: {key} was deleted, and at {known:?} it was wanted as it stood"
+            );
+            self.may_go(&key, before, wanted, kube, oracle, known);
+        }
+        // What one process put may look healthy to all, and not to one that is behind.
+        if let Some(put) = self.put_at.get(&change.key).copied() {
+            let same = change.after.as_ref().is_some_and(|after| {
+                without_zone(&show(&after.value)) == without_zone(&show(&before.value))
+            });
+            let (_, specs_then) = kube.state_at(0, put.registrations);
+            let (_, specs_now) = kube.state_at(0, kube.version);
+            if !same && put.policy == known.policy && specs_then == specs_now {
+                let mut versions = vec![put.pods];
+                versions.extend(kube.pod_versions_after(put.pods));
+                let healthy = versions.into_iter().all(|pods| {
+                    let at = Known { pods, ..put };
+                    let then = oracle.wanted(kube, at);
+                    then.get(&key)
+                        .is_some_and(|wanted| as_wanted(wanted, before))
+                });
+                assert!(
+                    !healthy,
+                    "lost: {key} was wanted as it stood ever since it was put at {put:?}, and was changed at {known:?}"
+                );
+            }
+        }
+        if change.after.is_some() {
+            self.put_at.insert(change.key.clone(), known);
+        }
+    }
+
+    /// Whether a record that its registration does not want may go: not where that is suspended, or can't be
+    /// served and the pod is still ready.
+    fn may_go(
+        &self,
+        key: &str,
+        record: &KeyValue,
+        wanted: Option<&Wanted>,
+        kube: &Kube,
+        oracle: &Oracle,
+        known: Known,
+    ) {
+        let Some(slot) = self.slots.get(&record.lease) else {
+            return;
+        };
+        let Some((registration, standing)) = oracle.registration(kube, known, &slot.registration)
+        else {
+            return;
+        };
+        // An older registration takes the key.
+        if wanted.is_some_and(|wanted| wanted.registration != slot.registration) {
+            return;
+        }
+        match standing {
+            Standing::Served => {}
+            Standing::Suspended => {
+                panic!("lost: {key} was deleted, and {slot:?} is suspended at {known:?}")
+            }
+            Standing::Kept => {
+                let Some(uid) = uid(&record.value) else {
+                    return;
+                };
+                let pods = kube.pods_at(known.pods);
+                let there = pods
+                    .iter()
+                    .any(|pod| *pod.uid == *uid && pod.ready && !pod.deleting && !pod.finished);
+                let grants = POLICIES.get(known.policy).expect("a policy").grants;
+                let granted = grants(&slot.format, &registration.namespace, key);
+                assert!(
+                    !there || !granted,
+                    "lost: {key} was deleted, its pod is ready and {slot:?} is only not served at {known:?}"
+                );
+            }
+        }
+    }
+
+    /// How many records of a registration stand in what a process has read.
+    pub(crate) fn is_on_slot_of(&self, lease: LeaseId, registration: &str) -> bool {
+        self.slots
+            .get(&lease)
+            .is_some_and(|slot| slot.registration == registration)
     }
 
     fn check_settled(&mut self, change: &Change) {
@@ -288,7 +499,7 @@ impl Checks {
         });
         assert!(
             zone_only,
-            "{} changed although nothing had: {:?}",
+            "lost: {} changed although nothing had: {:?}",
             show(&change.key),
             change.after.as_ref().map(|kv| show(&kv.value))
         );
@@ -383,9 +594,16 @@ impl Checks {
     }
 }
 
-fn slot_of(kv: &KeyValue, etcd: &Etcd) -> Option<(String, String, i64)> {
-    let key = format!("{REGISTRAR}leases/{CLUSTER_UID}/{:016x}", kv.lease);
-    slot(&etcd.get(key.as_bytes())?.value)
+fn slot_of(kv: &KeyValue, etcd: &Etcd) -> Option<Slot> {
+    slot(&lease_key(kv.lease, etcd)?.value)
+}
+
+/// The key of a lease below `leases/`, of whichever cluster.
+pub(crate) fn lease_key(lease: LeaseId, etcd: &Etcd) -> Option<&KeyValue> {
+    CLUSTER_UIDS.iter().find_map(|uid| {
+        let key = format!("{REGISTRAR}leases/{uid}/{lease:016x}");
+        etcd.get(key.as_bytes())
+    })
 }
 
 /// The address that a key ends in.

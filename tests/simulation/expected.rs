@@ -29,6 +29,25 @@ pub(crate) struct Wanted {
     pub(crate) uid: String,
     /// The zone is not known now: one that stood in the record may still stand there.
     pub(crate) any_zone: bool,
+    /// The registration is suspended: nothing is put or removed for it.
+    pub(crate) suspended: bool,
+}
+
+/// What a registration is served as; `None`: it can't be read, or is refused.
+pub(crate) fn accepted(
+    registration: &Registration,
+    policy: &Policy,
+    settings: &AcceptSettings,
+) -> Option<Accepted> {
+    let spec = registration.spec.as_ref().ok()?;
+    accept(
+        &registration.namespace,
+        &registration.name,
+        spec,
+        policy,
+        settings,
+    )
+    .ok()
 }
 
 struct Want<'a> {
@@ -38,26 +57,21 @@ struct Want<'a> {
     record: Record,
 }
 
-/// The records that have to stand, by their keys. Registrations that are suspended or refused change
-/// nothing, whatever they had registered: none of them must be among the objects.
+/// The records that have to stand, by their keys. What is not accepted wants nothing and keeps what it had
+///; what is suspended wants all the same, but neither gets nor gives up anything.
 pub(crate) fn expected(
     kube: &Kube,
+    pods: &[&Pod],
+    registrations: &[&Registration],
     policy: &Policy,
     settings: &AcceptSettings,
 ) -> BTreeMap<String, Wanted> {
     let mut wants: Vec<Want<'_>> = Vec::new();
-    for registration in kube.registrations.values() {
-        let spec = registration.spec.as_ref().expect("specs can be read");
-        let accepted = accept(
-            &registration.namespace,
-            &registration.name,
-            spec,
-            policy,
-            settings,
-        )
-        .unwrap_or_else(|refusal| panic!("{}: {refusal}", registration.name));
-        assert!(!accepted.suspend);
-        for pod in kube.pods.values() {
+    for registration in registrations {
+        let Some(accepted) = accepted(registration, policy, settings) else {
+            continue;
+        };
+        for pod in pods {
             for record in records(kube, registration, &accepted, pod, settings) {
                 wants.push(Want {
                     registration,
@@ -113,6 +127,7 @@ pub(crate) fn expected(
                 ttl: winner.accepted.ttl,
                 uid: winner.pod.uid.to_string(),
                 any_zone: zone(kube, winner.pod).is_empty(),
+                suspended: winner.accepted.suspend,
             },
         );
     }

@@ -1,20 +1,32 @@
 //! The whole operator but its IO, under a seeded model of Kubernetes and etcd.
 //!
-//! Every class of faults is a test of its own, over so many seeds that all of them take half a minute;
-//! `SEEDS=2000` runs more. A seed that fails is printed, and is run again, with all that happens, by
+//! Every class of faults is a test of its own, over thousands of seeds in all; `SEEDS=2000` runs so many of each
+//! class, and `make soak` goes on for half an hour. A seed that fails is shrunk to the steps that matter, and is
+//! run again, with all that happens, by the command that is printed:
 //!
 //! ```text
 //! SEED=restarts:17 cargo test --test simulation replay -- --nocapture
+//! SEED=restarts:17:3.9.14:2 cargo test --test simulation replay -- --nocapture
 //! ```
+//!
+//! (the second: only these steps of its schedule, with the second choice of delays).
 //!
 //! | file | what |
 //! |---|---|
+//! | `schedule` | what happens in a run: steps from a seed |
 //! | `model_etcd` | etcd: transactions, leases, the log of all changes |
 //! | `model_kube` | Kubernetes: objects, resource versions, the log of its watches |
 //! | `world` | the scheduler: messages with delays, processes, what the tasks around the engine do |
-//! | `scenario` | random changes of Kubernetes, and what people do to etcd |
-//! | `expected` | what has to stand in etcd, from scratch |
+//! | `scenario` | changes of Kubernetes, and what people do to etcd |
+//! | `expected`, `oracle` | what has to stand in etcd, from scratch: now, and at any time before |
 //! | `checks` | what must hold after every step |
+//! | `shrink` | a failing schedule --> a short one that fails the same way |
+//! | `real_etcd` | the same operations on the model of etcd and on a real one |
+//!
+//! Steps have the names of the actions in `Registrar.tla`, the model of the protocol: KubeStep, KubeWatch, List,
+//! Watch, Elect, Write, Remove, Grant, Revoke, Barrier, Read, Apply, ApplyRevoke, Crash, Start, Freeze,
+//! LeaderExpires, Hand, NoSpace, Save and Restore. GiveUp is an answer that is an unknown outcome, Expire and
+//! ExpireOwner are leases that end in the log of etcd, Thaw is the end of a Freeze, Deposed a line of the engine.
 
 // Clippy takes only the `#[test]` functions themselves for tests, and not their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -23,12 +35,21 @@ mod checks;
 mod expected;
 mod model_etcd;
 mod model_kube;
+mod oracle;
+mod real_etcd;
 mod scenario;
+mod schedule;
+mod shrink;
 mod world;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use etcd_registrar::api::{AddressFamily, FormatType};
 use etcd_registrar::engine::io::Resource;
 
+use schedule::{Step, schedule};
 use world::{Knobs, MILLISECOND, SECOND, World};
 
 /// A class of faults.
@@ -189,6 +210,150 @@ const HANDS: Class = Class {
     },
 };
 
+/// Registrations that are suspended, refused or can't be read, and other policies.
+const KEPT: Class = Class {
+    name: "kept",
+    seeds: 300,
+    bound: 25 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        changes: 40,
+        horizon: 15 * SECOND,
+        kube_lag: SECOND,
+        odd_specs: true,
+        policies: 3,
+        crashes: 1,
+        expiries: 1,
+        hands: 0,
+        ..Knobs::default()
+    },
+};
+
+/// etcd is restored from a snapshot, goes on at a lower or a higher revision, comes back empty, and loses its
+/// history.
+const RESTORED: Class = Class {
+    name: "restored",
+    seeds: 300,
+    bound: 90 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        horizon: 20 * SECOND,
+        etcd_lag: 500 * MILLISECOND,
+        restores: 2,
+        wipes: 1,
+        compactions: 3,
+        unknown: 0.03,
+        crashes: 1,
+        expiries: 1,
+        records_may_expire: true,
+        ..Knobs::default()
+    },
+};
+
+/// etcd does not answer for a while; objects and namespaces go meanwhile.
+const ETCD_AWAY: Class = Class {
+    name: "etcd-away",
+    seeds: 150,
+    bound: 120 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        horizon: 60 * SECOND,
+        etcd_away: 2,
+        crashes: 1,
+        handovers: 1,
+        compactions: 1,
+        ..Knobs::default()
+    },
+};
+
+/// The only member of etcd stands still, for longer than any lease lasts.
+const ETCD_FROZEN: Class = Class {
+    name: "etcd-frozen",
+    seeds: 100,
+    bound: 120 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        horizon: 120 * SECOND,
+        etcd_frozen: 1,
+        crashes: 1,
+        records_may_expire: true,
+        ..Knobs::default()
+    },
+};
+
+/// No process reaches Kubernetes; etcd loses things, and the clock jumps.
+const KUBE_AWAY: Class = Class {
+    name: "kube-away",
+    seeds: 100,
+    bound: 60 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        horizon: 90 * SECOND,
+        kube_away: 2,
+        hands: 4,
+        expiries: 2,
+        clock_jumps: 2,
+        ..Knobs::default()
+    },
+};
+
+/// The API server answers from an old cache.
+const STALE: Class = Class {
+    name: "stale",
+    seeds: 200,
+    bound: 25 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        changes: 40,
+        horizon: 15 * SECOND,
+        kube_lag: 2 * SECOND,
+        relists: 8,
+        stale_lists: 0.4,
+        crashes: 2,
+        handovers: 1,
+        expiries: 2,
+        ..Knobs::default()
+    },
+};
+
+/// Revokes of empty leases that reach etcd when others lead.
+const REVOKES: Class = Class {
+    name: "revokes",
+    seeds: 150,
+    bound: 60 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        changes: 60,
+        horizon: 40 * SECOND,
+        slow_revokes: 0.7,
+        unknown: 0.02,
+        expiries: 4,
+        handovers: 1,
+        ..Knobs::default()
+    },
+};
+
+/// Two clusters were given one name, and start at the same moment; no operator is there for long enough that
+/// the name is free again.
+const NAMES: Class = Class {
+    name: "names",
+    seeds: 100,
+    bound: 240 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        intruders: 1,
+        changes: 20,
+        horizon: 30 * SECOND,
+        crashes: 3,
+        away: 100 * SECOND,
+        expiries: 2,
+        unknown: 0.02,
+        wipes: 1,
+        records_may_expire: true,
+        ..Knobs::default()
+    },
+};
+
 /// All of that at once, but for hands.
 const ALL: Class = Class {
     name: "all",
@@ -210,12 +375,35 @@ const ALL: Class = Class {
         cuts: 1,
         expiries: 1,
         no_space: 1,
+        odd_specs: true,
+        policies: 1,
+        compactions: 1,
+        stale_lists: 0.1,
+        slow_revokes: 0.3,
+        clock_jumps: 1,
         ..Knobs::default()
     },
 };
 
-const CLASSES: [&Class; 11] = [
-    &CHANGES, &LAG, &RESTARTS, &TERMS, &REPLICAS, &UNKNOWN, &CUT_OFF, &NO_SPACE, &EXPIRED, &HANDS,
+const CLASSES: [&Class; 19] = [
+    &CHANGES,
+    &LAG,
+    &RESTARTS,
+    &TERMS,
+    &REPLICAS,
+    &UNKNOWN,
+    &CUT_OFF,
+    &NO_SPACE,
+    &EXPIRED,
+    &HANDS,
+    &KEPT,
+    &RESTORED,
+    &ETCD_AWAY,
+    &ETCD_FROZEN,
+    &KUBE_AWAY,
+    &STALE,
+    &REVOKES,
+    &NAMES,
     &ALL,
 ];
 
@@ -226,28 +414,103 @@ struct Shown {
     deletes: usize,
     settled: usize,
     new_keys: usize,
+    faults: usize,
     slowest: u64,
 }
 
-/// Says which seed it was when a check panics.
-struct Named(&'static str, u64);
+impl Shown {
+    fn add(&mut self, one: &Self) {
+        self.puts += one.puts;
+        self.deletes += one.deletes;
+        self.settled += one.settled;
+        self.new_keys += one.new_keys;
+        self.faults += one.faults;
+        self.slowest = self.slowest.max(one.slowest);
+    }
+}
+
+/// A run that can be played again.
+#[derive(Clone)]
+struct Case {
+    class: &'static Class,
+    seed: u64,
+    /// The steps of its schedule that are left; `None`: all.
+    kept: Option<Vec<usize>>,
+    /// Another choice of delays.
+    delays: u64,
+}
+
+impl Case {
+    fn whole(class: &'static Class, seed: u64) -> Self {
+        Self {
+            class,
+            seed,
+            kept: None,
+            delays: 0,
+        }
+    }
+
+    /// What it is written as: `class:seed`, or `class:seed:step.step:delays`.
+    fn parse(text: &str) -> Self {
+        let mut parts = text.split(':');
+        let name = parts.next().unwrap_or("");
+        let class = CLASSES
+            .into_iter()
+            .find(|class| class.name == name)
+            .unwrap_or_else(|| panic!("no class {name}"));
+        let number = |part: Option<&str>| part.map(|n| n.parse().expect("a number"));
+        Self {
+            class,
+            seed: number(parts.next()).expect("SEED is class:number"),
+            kept: parts.next().map(|kept| {
+                kept.split('.')
+                    .filter(|step| !step.is_empty())
+                    .map(|step| step.parse().expect("numbers of steps"))
+                    .collect()
+            }),
+            delays: number(parts.next()).unwrap_or(0),
+        }
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        let mut steps = schedule(&(self.class.knobs)(), self.seed);
+        if let Some(kept) = &self.kept {
+            steps.retain(|step| kept.contains(&step.number));
+        }
+        steps
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.class.name, self.seed)?;
+        if let Some(kept) = &self.kept {
+            let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
+            write!(f, ":{}:{}", kept.join("."), self.delays)?;
+        }
+        Ok(())
+    }
+}
+
+/// Says which seed it was when a check of a scripted run panics.
+struct Named(u64);
 
 impl Drop for Named {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let Self(name, seed) = self;
-            eprintln!(
-                "replay it with: SEED={name}:{seed} cargo test --test simulation replay -- --nocapture"
-            );
+            eprintln!("the seed was {}", self.0);
         }
     }
 }
 
-fn run(class: &Class, seed: u64, trace: bool) -> (Shown, Vec<String>) {
-    let _named = Named(class.name, seed);
+fn run(case: &Case, trace: bool) -> (Shown, Vec<String>) {
+    let class = case.class;
+    // Far apart from the seeds of other cases.
+    let seed = case
+        .seed
+        .wrapping_add(case.delays.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut world = World::new(seed, (class.knobs)(), trace);
-    scenario::prepare(&mut world);
-    world.plan();
+    world.plan(&case.steps());
     let end = world.now + world.knobs.horizon;
     while world.now < end {
         world.run_until((world.now + 100 * MILLISECOND).min(end));
@@ -280,6 +543,7 @@ fn run(class: &Class, seed: u64, trace: bool) -> (Shown, Vec<String>) {
         deletes: world.checks.deletes,
         settled: world.checks.settled_keys,
         new_keys: world.checks.waited_for_new_key,
+        faults: world.faults_played,
         slowest: took.saturating_sub(calm),
     };
     (shown, world.trace())
@@ -294,8 +558,7 @@ fn converge(world: &mut World, bound: u64) -> u64 {
         let differences = world.differences();
         let led = world.leader().is_some();
         let running: Vec<usize> = world.running().collect();
-        let all = running.len() == world.knobs.replicas
-            && running.iter().all(|process| world.caught_up(*process));
+        let all = world.all_run() && running.iter().all(|process| world.caught_up(*process));
         if differences.is_empty() && led && all {
             let reached = world.now;
             world.run_until(world.now + SECOND);
@@ -312,30 +575,43 @@ fn converge(world: &mut World, bound: u64) -> u64 {
     }
 }
 
+fn number_of(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
+}
+
 /// Runs all seeds of a class (`SEEDS` says how many).
-fn all(class: &Class) -> Shown {
-    let seeds = std::env::var("SEEDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(class.seeds);
+fn all(class: &'static Class) -> Shown {
+    let seeds = number_of("SEEDS").unwrap_or(class.seeds);
+    // Where it only matters whether one fails.
+    let shrinks = std::env::var("SHRINK").as_deref() != Ok("no");
     let mut shown = Shown::default();
-    let mut failed = Vec::new();
+    let mut failed: Vec<u64> = Vec::new();
     for seed in 0..seeds {
-        let Ok((one, _)) = std::panic::catch_unwind(|| run(class, seed, false)) else {
-            failed.push(seed);
-            continue;
-        };
-        shown.puts += one.puts;
-        shown.deletes += one.deletes;
-        shown.settled += one.settled;
-        shown.new_keys += one.new_keys;
-        shown.slowest = shown.slowest.max(one.slowest);
+        let case = Case::whole(class, seed);
+        match shrink::attempt(&case) {
+            Ok(one) => shown.add(&one),
+            Err(failure) => {
+                if failed.is_empty() && shrinks {
+                    eprintln!("{}", shrink::report(&case, &failure));
+                }
+                failed.push(seed);
+            }
+        }
+        // Nobody is helped by hundreds.
+        if failed.len() == if shrinks { 5 } else { 1 } {
+            break;
+        }
     }
     println!("{}: {seeds} seeds, {shown:?}", class.name);
     assert!(
         failed.is_empty(),
-        "{}: these seeds fail: {failed:?}",
-        class.name
+        "{}: these seeds fail, of the first {}: {failed:?}",
+        class.name,
+        failed.last().unwrap_or(&0) + 1
     );
     assert!(shown.puts > 0 && shown.deletes > 0, "{shown:?}");
     shown
@@ -395,6 +671,46 @@ fn what_hands_change_is_put_right() {
 }
 
 #[test]
+fn what_is_suspended_or_refused_is_kept() {
+    all(&KEPT);
+}
+
+#[test]
+fn a_restored_wiped_or_compacted_etcd_is_compared_anew() {
+    all(&RESTORED);
+}
+
+#[test]
+fn while_etcd_is_away_nothing_is_lost() {
+    all(&ETCD_AWAY);
+}
+
+#[test]
+fn an_etcd_that_stood_still_is_filled_again() {
+    all(&ETCD_FROZEN);
+}
+
+#[test]
+fn while_kubernetes_is_away_all_stays() {
+    all(&KUBE_AWAY);
+}
+
+#[test]
+fn an_old_cache_brings_nobody_back() {
+    all(&STALE);
+}
+
+#[test]
+fn late_revokes_take_nothing() {
+    all(&REVOKES);
+}
+
+#[test]
+fn of_two_clusters_with_one_name_one_works() {
+    all(&NAMES);
+}
+
+#[test]
 fn everything_at_once_converges() {
     all(&ALL);
 }
@@ -408,7 +724,7 @@ fn calm_down(world: &mut World) {
 #[test]
 fn an_address_under_two_keys_passes_to_another_pod_at_once() {
     for seed in 0..10 {
-        let _named = Named("scripted", seed);
+        let _named = Named(seed);
         let mut world = World::new(seed, Knobs::default(), false);
         for name in ["web", "api"] {
             scenario::put(
@@ -436,7 +752,7 @@ fn an_address_under_two_keys_passes_to_another_pod_at_once() {
 fn every_key_of_a_pod_moves_before_its_old_one_goes() {
     for format in [FormatType::Json, FormatType::Plain, FormatType::Grpc] {
         for seed in 0..10 {
-            let _named = Named("scripted", seed);
+            let _named = Named(seed);
             let mut world = World::new(seed, Knobs::default(), false);
             let moved = |prefix: &str| {
                 let mut found = scenario::registration("web", format, Some(prefix));
@@ -481,7 +797,7 @@ fn every_key_of_a_pod_moves_before_its_old_one_goes() {
 fn a_pod_that_a_broken_list_showed_to_have_left_never_returns() {
     let mut shown = 0;
     for seed in 0..20 {
-        let _named = Named("scripted", seed);
+        let _named = Named(seed);
         let knobs = Knobs {
             replicas: 2,
             ..Knobs::default()
@@ -532,7 +848,6 @@ fn a_pod_that_a_broken_list_showed_to_have_left_never_returns() {
 
 #[test]
 fn a_term_that_ends_lets_no_lease_run_out() {
-    let _named = Named("scripted", 0);
     let mut world = World::new(0, Knobs::default(), false);
     scenario::put(
         &mut world,
@@ -561,7 +876,8 @@ fn a_term_that_ends_lets_no_lease_run_out() {
 fn replay() {
     let Ok(wanted) = std::env::var("SEED") else {
         for class in CLASSES {
-            let (first, second) = (run(class, 1, true).1, run(class, 1, true).1);
+            let case = Case::whole(class, 1);
+            let (first, second) = (run(&case, true).1, run(&case, true).1);
             let differs = first.iter().zip(&second).find(|(a, b)| a != b);
             assert!(
                 differs.is_none() && first.len() == second.len(),
@@ -571,10 +887,74 @@ fn replay() {
         }
         return;
     };
-    let (name, seed) = wanted.split_once(':').expect("SEED is class:number");
-    let class = CLASSES
-        .into_iter()
-        .find(|class| class.name == name)
-        .unwrap_or_else(|| panic!("no class {name}"));
-    run(class, seed.parse().expect("a number"), true);
+    let case = Case::parse(&wanted);
+    for step in case.steps() {
+        println!("{step}");
+    }
+    run(&case, true);
+}
+
+/// Runs schedules that no test has run, on all cores, for `SOAK_MINUTES` or until there were `SOAK_SCHEDULES`,
+/// whichever is named (30 minutes where neither is); `SOAK_FROM` is the first seed.
+#[test]
+#[ignore = "make soak"]
+fn soak() {
+    let schedules = number_of("SOAK_SCHEDULES").unwrap_or(u64::MAX);
+    let minutes = number_of("SOAK_MINUTES").or((schedules == u64::MAX).then_some(30));
+    let from = number_of("SOAK_FROM").unwrap_or_else(|| {
+        // Other seeds every time.
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        since.as_secs() * 1_000
+    });
+    let end = minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let next = AtomicU64::new(0);
+    let told = Mutex::new((Shown::default(), 0u64, Vec::new(), Instant::now()));
+    let began = Instant::now();
+    let line = |shown: &Shown, runs: u64, failed: &[(String, bool)]| {
+        println!(
+            "{:>6} s  {runs} schedules, {} faults, {} puts, {} removals, {} endpoints lost, {} schedules failed",
+            began.elapsed().as_secs(),
+            shown.faults,
+            shown.puts,
+            shown.deletes,
+            failed.iter().filter(|(_, lost)| *lost).count(),
+            failed.len()
+        );
+    };
+    println!("from seed {from}");
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, Into::into) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= schedules || end.is_some_and(|end| Instant::now() >= end) {
+                        return;
+                    }
+                    let classes = CLASSES.len() as u64;
+                    let class = usize::try_from(number % classes).unwrap_or(0);
+                    let class = CLASSES.get(class).expect("a class");
+                    let case = Case::whole(class, from + number / classes);
+                    let ran = shrink::attempt(&case);
+                    let report = ran.as_ref().err().map(|why| shrink::report(&case, why));
+                    let mut told = told.lock().expect("no panic");
+                    let (shown, runs, failed, at) = &mut *told;
+                    *runs += 1;
+                    match (ran, report) {
+                        (Ok(one), _) => shown.add(&one),
+                        (Err(failure), report) => {
+                            println!("{}", report.unwrap_or_default());
+                            failed.push((case.to_string(), failure.message.starts_with("lost")));
+                        }
+                    }
+                    if at.elapsed() >= Duration::from_secs(10) {
+                        *at = Instant::now();
+                        line(shown, *runs, failed);
+                    }
+                }
+            });
+        }
+    });
+    let (shown, runs, failed, _) = told.into_inner().expect("no panic");
+    line(&shown, runs, &failed);
+    assert!(failed.is_empty(), "these fail: {failed:?}");
 }

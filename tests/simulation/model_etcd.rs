@@ -2,7 +2,8 @@
 //!
 //! Takes requests and the time, gives answers and the log of all changes: what a watcher on everything
 //! sees, in order. Must never be kinder than etcd: a lease that ends takes all its keys in one revision,
-//! a transaction that names a lease that is not there does nothing at all.
+//! a transaction that names a lease that is not there does nothing at all. `real_etcd` plays the same
+//! operations on a real one and compares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -39,10 +40,29 @@ pub(crate) struct Change {
     pub(crate) after: Option<KeyValue>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     ttl: i64,
     ends: u64,
+}
+
+/// What a snapshot brings back.
+#[derive(Clone, Debug)]
+struct Saved {
+    revision: Revision,
+    keys: BTreeMap<Key, KeyValue>,
+    leases: BTreeMap<LeaseId, Lease>,
+}
+
+/// At which revision a restored etcd goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GoesOn {
+    /// Where it was when it was saved.
+    Back,
+    /// Above that, and below what it had come to since: other programs wrote meanwhile.
+    Between,
+    /// Above all that was ever seen (`--bump-revision`).
+    Above,
 }
 
 /// One etcd.
@@ -52,6 +72,9 @@ pub(crate) struct Etcd {
     keys: BTreeMap<Key, KeyValue>,
     leases: BTreeMap<LeaseId, Lease>,
     log: Vec<Change>,
+    /// Up to this revision the history is gone.
+    pub(crate) compacted: Revision,
+    saved: Option<Saved>,
     /// The alarm NOSPACE is raised.
     pub(crate) full: bool,
 }
@@ -63,6 +86,8 @@ impl Etcd {
             keys: BTreeMap::new(),
             leases: BTreeMap::new(),
             log: Vec::new(),
+            compacted: 0,
+            saved: None,
             full: false,
         }
     }
@@ -301,6 +326,62 @@ impl Etcd {
     pub(crate) fn end(&mut self, id: LeaseId) {
         if self.lives(id) {
             self.end_lease(id, Author::Expiry);
+        }
+    }
+
+    /// Whether a watch from a revision would have to deliver what was compacted.
+    pub(crate) fn is_gone(&self, from: Revision) -> bool {
+        from < self.compacted
+    }
+
+    /// Drops the history up to a revision.
+    pub(crate) fn compact(&mut self, revision: Revision) {
+        self.compacted = self.compacted.max(revision);
+    }
+
+    /// Takes a snapshot.
+    pub(crate) fn save(&mut self) {
+        self.saved = Some(Saved {
+            revision: self.revision,
+            keys: self.keys.clone(),
+            leases: self.leases.clone(),
+        });
+    }
+
+    /// Becomes what was saved; says whether there was something. Leases have all of their time again, as
+    /// after every start, and the log begins anew.
+    pub(crate) fn restore(&mut self, goes_on: GoesOn, now: u64) -> bool {
+        let Some(saved) = self.saved.clone() else {
+            return false;
+        };
+        let newest = self.revision;
+        self.revision = match goes_on {
+            GoesOn::Back => saved.revision,
+            GoesOn::Between => saved.revision.midpoint(newest),
+            GoesOn::Above => newest + 1_000,
+        };
+        self.keys = saved.keys;
+        self.leases = saved.leases;
+        self.log.clear();
+        self.compacted = self.revision;
+        self.renew(now);
+        true
+    }
+
+    /// Loses everything.
+    pub(crate) fn wipe(&mut self) {
+        let saved = self.saved.take();
+        *self = Self {
+            saved,
+            full: self.full,
+            ..Self::new()
+        };
+    }
+
+    /// A new leader of etcd gives every lease all of its time.
+    pub(crate) fn renew(&mut self, now: u64) {
+        for lease in self.leases.values_mut() {
+            lease.ends = now + seconds(lease.ttl);
         }
     }
 

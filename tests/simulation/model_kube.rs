@@ -1,7 +1,7 @@
 //! A model of Kubernetes: objects, resource versions, and the log that watches deliver.
 //!
-//! Takes changes, gives lists at a resource version and the events after one. Must never let an object
-//! change without a new resource version.
+//! Takes changes, gives lists (also what an old cache would list) and the events after a resource
+//! version, and what was true at any. Must never let an object change without a new resource version.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,9 @@ impl Event {
     }
 }
 
+/// What an object was, from which resource version on; `None`: gone.
+type Versions = Vec<(u64, Option<Object>)>;
+
 /// What the API server holds.
 #[derive(Debug)]
 pub(crate) struct Kube {
@@ -35,6 +38,12 @@ pub(crate) struct Kube {
     /// By `namespace/name`.
     pub(crate) registrations: BTreeMap<String, Registration>,
     log: Vec<(u64, Event)>,
+    /// Every object, by resource and name, with what it was from which resource version on.
+    history: BTreeMap<(Resource, String), Versions>,
+    /// The resource versions at which a pod changed.
+    pod_versions: Vec<u64>,
+    /// And a registration, but for its status.
+    spec_versions: Vec<u64>,
     /// At which resource version a pod left (was deleted, began to terminate, or finished).
     left: BTreeMap<String, u64>,
     next_uid: u64,
@@ -48,6 +57,9 @@ impl Kube {
             nodes: BTreeMap::new(),
             registrations: BTreeMap::new(),
             log: Vec::new(),
+            history: BTreeMap::new(),
+            pod_versions: Vec::new(),
+            spec_versions: Vec::new(),
             left: BTreeMap::new(),
             next_uid: 1,
         }
@@ -143,21 +155,89 @@ impl Kube {
     }
 
     fn note(&mut self, event: Event) {
+        let (object, stands) = match &event {
+            Event::Applied(object) => (object, true),
+            Event::Deleted(object) => (object, false),
+        };
+        let name = match object {
+            Object::Pod(pod) => (Resource::Pods, pod.uid.to_string()),
+            Object::Node(node) => (Resource::Nodes, node.name.to_string()),
+            Object::Registration(found) => (
+                Resource::Registrations,
+                format!("{}/{}", found.namespace, found.name),
+            ),
+        };
+        let versions = self.history.entry(name).or_default();
+        match object {
+            Object::Pod(_) => self.pod_versions.push(self.version),
+            Object::Node(_) => {}
+            Object::Registration(found) => {
+                let same = match versions.last() {
+                    Some((_, Some(Object::Registration(known)))) => {
+                        stands && known.uid == found.uid && known.spec == found.spec
+                    }
+                    _ => false,
+                };
+                if !same {
+                    self.spec_versions.push(self.version);
+                }
+            }
+        }
+        versions.push((self.version, stands.then(|| object.clone())));
         self.log.push((self.version, event));
     }
 
-    /// A consistent list.
-    pub(crate) fn list(&self, resource: Resource) -> Vec<Object> {
-        match resource {
-            Resource::Pods => self.pods.values().cloned().map(Object::Pod).collect(),
-            Resource::Nodes => self.nodes.values().cloned().map(Object::Node).collect(),
-            Resource::Registrations => self
-                .registrations
-                .values()
-                .cloned()
-                .map(|registration| Object::Registration(Box::new(registration)))
-                .collect(),
-        }
+    /// What stood at a resource version.
+    fn at(&self, resource: Resource, version: u64) -> impl Iterator<Item = &Object> {
+        let first = (resource, String::new());
+        self.history
+            .range(first..)
+            .take_while(move |((of, _), _)| *of == resource)
+            .filter_map(move |(_, versions)| {
+                let after = versions.partition_point(|(from, _)| *from <= version);
+                versions.get(after.checked_sub(1)?)?.1.as_ref()
+            })
+    }
+
+    /// The pods at a resource version.
+    pub(crate) fn pods_at(&self, version: u64) -> Vec<&Pod> {
+        self.at(Resource::Pods, version)
+            .filter_map(|object| match object {
+                Object::Pod(pod) => Some(pod),
+                Object::Node(_) | Object::Registration(_) => None,
+            })
+            .collect()
+    }
+
+    /// The registrations at a resource version.
+    pub(crate) fn registrations_at(&self, version: u64) -> Vec<&Registration> {
+        self.at(Resource::Registrations, version)
+            .filter_map(|object| match object {
+                Object::Registration(found) => Some(&**found),
+                Object::Pod(_) | Object::Node(_) => None,
+            })
+            .collect()
+    }
+
+    /// How many changes of pods, and of registrations (but for statuses), came up to these versions: where
+    /// they are the same, so is what is wanted.
+    pub(crate) fn state_at(&self, pods: u64, registrations: u64) -> (usize, usize) {
+        (
+            self.pod_versions.partition_point(|at| *at <= pods),
+            self.spec_versions
+                .partition_point(|at| *at <= registrations),
+        )
+    }
+
+    /// The resource versions after one at which a pod changed.
+    pub(crate) fn pod_versions_after(&self, version: u64) -> &[u64] {
+        let from = self.pod_versions.partition_point(|at| *at <= version);
+        self.pod_versions.get(from..).unwrap_or(&[])
+    }
+
+    /// A list: consistent at the newest resource version, else what an old cache gives.
+    pub(crate) fn list_at(&self, resource: Resource, version: u64) -> Vec<Object> {
+        self.at(resource, version).cloned().collect()
     }
 
     /// The events of a resource after a resource version, with theirs.

@@ -15,7 +15,9 @@ use etcd_registrar::engine::io::Registration;
 use etcd_registrar::model::endpoint::Protocol;
 use etcd_registrar::model::pod::{ContainerPort, Node, Pod};
 
+use crate::expected::accepted;
 use crate::model_etcd::{Author, show};
+use crate::schedule::Change;
 use crate::world::{REGISTRAR, World, is_record, key};
 
 const NAMESPACES: [&str; 3] = ["shop", "shop", "team"];
@@ -25,46 +27,31 @@ const PODS: usize = 10;
 /// What a hand writes.
 const HAND: &str = "put by hand";
 
-/// What is there before the first operator starts.
-pub(crate) fn prepare(world: &mut World) {
-    for node in NODES {
-        let zone = pick(world, &ZONES);
-        world.kube.put_node(Node {
-            name: node.into(),
-            resource_version: 0,
-            zone: zone.into(),
-        });
-    }
-    for _ in 0..world.rng.random_range(2..=6) {
-        create_registration(world);
-    }
-    for _ in 0..world.rng.random_range(2..=9) {
-        create_pod(world);
-    }
-}
-
 fn pick<T: Copy>(world: &mut World, from: &[T]) -> T {
     let at = world.rng.random_range(0..from.len());
     *from.get(at).expect("not empty")
 }
 
 /// One change of Kubernetes.
-pub(crate) fn change(world: &mut World) {
-    match world.rng.random_range(0..100) {
-        0..20 => create_pod(world),
-        20..46 => with_pod(world, |_, pod| pod.ready = !pod.ready),
-        46..53 => with_pod(world, |world, pod| pod.ips = addresses(world)),
-        53..60 => with_pod(world, |world, pod| pod.labels = labels(world)),
-        60..67 => with_pod(world, |_, pod| pod.deleting = true),
-        67..71 => with_pod(world, |_, pod| {
+pub(crate) fn change(world: &mut World, change: Change) {
+    match change {
+        Change::CreatePod => create_pod(world),
+        Change::Readiness => with_pod(world, |_, pod| pod.ready = !pod.ready),
+        Change::Addresses => with_pod(world, |world, pod| pod.ips = addresses(world)),
+        Change::Labels => with_pod(world, |world, pod| pod.labels = labels(world)),
+        Change::Terminate => with_pod(world, |_, pod| pod.deleting = true),
+        Change::Finish => with_pod(world, |_, pod| {
             pod.finished = true;
             pod.ready = false;
         }),
-        71..80 => delete_pod(world),
-        80..91 => change_spec(world),
-        91..95 => create_registration(world),
-        95..97 => delete_registration(world),
-        _ => change_node(world),
+        Change::DeletePod => delete_pod(world),
+        Change::EditSpec => change_spec(world),
+        Change::CreateRegistration => create_registration(world),
+        Change::DeleteRegistration => delete_registration(world),
+        Change::EditNode => change_node(world),
+        Change::Suspend => suspend(world),
+        Change::Spoil => spoil(world),
+        Change::Mend => mend(world, false),
     }
     let changed = world.kube.version;
     world.note(|| format!("kube is at {changed}"));
@@ -220,14 +207,7 @@ fn create_registration(world: &mut World) {
     {
         return;
     }
-    let mut spec = ServiceRegistrationSpec::default();
-    set_selector(world, &mut spec);
-    set_ports(world, &mut spec);
-    set_format(world, &mut spec);
-    set_ttl(world, &mut spec);
-    if world.rng.random_bool(0.5) {
-        set_other(world, &mut spec);
-    }
+    let spec = some_spec(world);
     let registration = Registration {
         namespace: namespace.into(),
         name: name.into(),
@@ -316,7 +296,11 @@ fn change_spec(world: &mut World) {
     let Some(mut registration) = a_registration(world) else {
         return;
     };
-    let mut spec = registration.spec.clone().expect("specs can be read");
+    // Who edits one that can't be read writes a new one.
+    let mut spec = registration
+        .spec
+        .clone()
+        .unwrap_or_else(|_| some_spec(world));
     match world.rng.random_range(0..6) {
         0 => set_selector(world, &mut spec),
         1 => set_ports(world, &mut spec),
@@ -335,6 +319,69 @@ fn delete_registration(world: &mut World) {
         world.note(|| format!("kube: delete registration {full_name}"));
         world.checks.registration_changes(world.kube.version + 1);
         world.kube.delete_registration(&full_name);
+    }
+}
+
+fn some_spec(world: &mut World) -> ServiceRegistrationSpec {
+    let mut spec = ServiceRegistrationSpec::default();
+    set_selector(world, &mut spec);
+    set_ports(world, &mut spec);
+    set_format(world, &mut spec);
+    set_ttl(world, &mut spec);
+    if world.rng.random_bool(0.5) {
+        set_other(world, &mut spec);
+    }
+    spec
+}
+
+fn suspend(world: &mut World) {
+    let Some(mut registration) = a_registration(world) else {
+        return;
+    };
+    if let Ok(spec) = &mut registration.spec {
+        spec.suspend = !spec.suspend;
+        put(world, registration);
+    }
+}
+
+/// A spec that a newer version wrote, or one that is refused.
+fn spoil(world: &mut World) {
+    let Some(mut registration) = a_registration(world) else {
+        return;
+    };
+    if world.rng.random_bool(0.5) {
+        registration.spec = Err("unknown variant `Apisix`".into());
+    } else if let Ok(spec) = &mut registration.spec {
+        // What the API server would refuse today, an older definition may have let through.
+        spec.prefix = Some("/registrar/east/".into());
+    }
+    put(world, registration);
+}
+
+/// Puts one spec right that is not served, or all.
+pub(crate) fn mend(world: &mut World, all: bool) {
+    let broken: Vec<Registration> = world
+        .kube
+        .registrations
+        .values()
+        .filter(|found| {
+            let suspended = found.spec.as_ref().is_ok_and(|spec| spec.suspend);
+            accepted(found, world.policy(0), &world.oracle.settings).is_none() || all && suspended
+        })
+        .cloned()
+        .collect();
+    for mut registration in broken {
+        match &mut registration.spec {
+            Ok(spec) => {
+                spec.suspend = false;
+                spec.prefix = None;
+            }
+            Err(_) => registration.spec = Ok(some_spec(world)),
+        }
+        put(world, registration);
+        if !all {
+            return;
+        }
     }
 }
 

@@ -14,20 +14,26 @@ use rand::{Rng, SeedableRng};
 use etcd_registrar::accept::AcceptSettings;
 use etcd_registrar::accept::policy::Policy;
 use etcd_registrar::engine::etcd::{
-    Answer, Failure, FailureKind, KeyValue, LeaseId, Op, Range, Request, Revision,
+    Answer, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Request, Revision, Txn,
 };
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource, WatchProblem};
+use etcd_registrar::engine::kube_view::LIVE_MICROS;
 use etcd_registrar::engine::{Engine, Settings};
 
-use crate::checks::Checks;
-use crate::expected::{Wanted, expected, without_zone};
+use crate::checks::{Checks, lease_key};
+use crate::expected::{accepted, expected, without_zone};
 use crate::model_etcd::{Author, Etcd, show};
 use crate::model_kube::{Event as KubeEvent, Kube};
+use crate::oracle::{Known, Oracle, Records};
+use crate::schedule::{Fault, Step};
 
 pub(crate) const SECOND: u64 = 1_000_000;
 pub(crate) const MILLISECOND: u64 = 1_000;
-/// The UID of the cluster.
-pub(crate) const CLUSTER_UID: &str = "c1c1c1c1-0000-4000-8000-000000000001";
+/// The UIDs of the cluster, and of another one that was given the same name.
+pub(crate) const CLUSTER_UIDS: [&str; 2] = [
+    "c1c1c1c1-0000-4000-8000-000000000001",
+    "d2d2d2d2-0000-4000-8000-000000000002",
+];
 pub(crate) const CLUSTER: &str = "east";
 pub(crate) const REGISTRAR: &str = "/registrar/east/";
 pub(crate) const RESOURCES: [Resource; 3] =
@@ -72,6 +78,29 @@ pub(crate) struct Knobs {
     pub(crate) no_space: usize,
     /// Leases of records may end, since nobody may be there to keep them.
     pub(crate) records_may_expire: bool,
+    /// Operators of another cluster that was given the same name.
+    pub(crate) intruders: usize,
+    /// Times in which no process reaches Kubernetes.
+    pub(crate) kube_away: usize,
+    /// Times in which etcd does not answer, and those in which it stands still.
+    pub(crate) etcd_away: usize,
+    pub(crate) etcd_frozen: usize,
+    /// etcd is restored from a snapshot.
+    pub(crate) restores: usize,
+    /// etcd comes back empty.
+    pub(crate) wipes: usize,
+    /// The history of etcd goes.
+    pub(crate) compactions: usize,
+    /// The policy file changes.
+    pub(crate) policies: usize,
+    /// Registrations are suspended, refused, or can't be read.
+    pub(crate) odd_specs: bool,
+    /// How often a list that was not asked for by the engine comes from an old cache.
+    pub(crate) stale_lists: f64,
+    /// How often a revoke is given up and reaches etcd much later.
+    pub(crate) slow_revokes: f64,
+    /// Clocks that people read jump.
+    pub(crate) clock_jumps: usize,
 }
 
 impl Default for Knobs {
@@ -95,49 +124,69 @@ impl Default for Knobs {
             hands: 0,
             no_space: 0,
             records_may_expire: false,
+            intruders: 0,
+            kube_away: 0,
+            etcd_away: 0,
+            etcd_frozen: 0,
+            restores: 0,
+            wipes: 0,
+            compactions: 0,
+            policies: 0,
+            odd_specs: false,
+            stale_lists: 0.0,
+            slow_revokes: 0.0,
+            clock_jumps: 0,
         }
     }
 }
 
-/// What happens to the operators and to etcd.
+/// A request on its way to etcd.
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
-    Change,
-    Relist,
-    BreakWatch,
-    Crash,
-    HandOver,
-    Freeze,
-    CutOff,
-    EndLeaderLease,
-    Hand,
-    NoSpace(bool),
+pub(crate) struct Sent {
+    pub(crate) process: usize,
+    pub(crate) life: u64,
+    number: u64,
+    request: Request,
+    /// Its answer comes back.
+    answer: bool,
+    /// Pods whose records it deletes and that the sender knew to have left.
+    pub(crate) left: Vec<String>,
+    /// What the sender had been told of Kubernetes.
+    pub(crate) known: Known,
+    /// Through which connections: those of before a restore are gone.
+    etcd: u64,
 }
 
+/// What a lease is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) registration: String,
+    pub(crate) scope: String,
+    pub(crate) ttl: i64,
+    pub(crate) format: String,
+}
+
+/// What happens next. Where `Registrar.tla` has an action for it, it has that name.
 #[derive(Debug)]
 enum Event {
-    Fault(Fault),
+    Step(Step),
     Start(usize),
     Tick(usize, u64),
-    /// A watch of Kubernetes delivers.
-    Kube(usize, u64, Resource),
+    /// A watch of Kubernetes delivers, or lists (`List`).
+    KubeWatch(usize, u64, Resource),
+    /// The policy file is read.
+    Policy(usize, u64),
     Probe(usize, u64),
     Keeper(usize, u64),
-    /// A request reaches etcd; `answer`: its answer comes back.
-    Arrive {
-        process: usize,
-        life: u64,
-        number: u64,
-        request: Box<Request>,
-        answer: bool,
-        /// Pods whose records it deletes and that the sender knew to have left.
-        left: Vec<String>,
-    },
+    /// A request reaches etcd.
+    Apply(Box<Sent>),
     Answer {
         process: usize,
         life: u64,
         number: u64,
+        request: Box<Request>,
         answer: Box<Result<Answer, Failure>>,
+        etcd: u64,
     },
     /// A range is read.
     Read(usize, u64, Range, u64),
@@ -153,7 +202,11 @@ enum Event {
     /// A watch of etcd delivers.
     Watch(usize, u64, Range, u64),
     Progress(usize, u64),
+    /// A process hears that its watches of etcd broke, and that it is connected again.
+    Broken(usize, u64),
     Connected(usize, u64),
+    /// etcd answers again.
+    EtcdBack,
     Status {
         process: usize,
         effect: Box<Effect>,
@@ -165,16 +218,22 @@ impl Event {
     fn of(&self) -> Option<(usize, u64)> {
         match self {
             Self::Tick(process, life)
-            | Self::Kube(process, life, _)
+            | Self::KubeWatch(process, life, _)
+            | Self::Policy(process, life)
             | Self::Probe(process, life)
             | Self::Keeper(process, life)
             | Self::Read(process, life, ..)
             | Self::Watch(process, life, ..)
             | Self::Progress(process, life)
+            | Self::Broken(process, life)
             | Self::Connected(process, life)
             | Self::Answer { process, life, .. }
             | Self::Given { process, life, .. } => Some((*process, *life)),
-            Self::Fault(_) | Self::Start(_) | Self::Arrive { .. } | Self::Status { .. } => None,
+            Self::Step(_)
+            | Self::Start(_)
+            | Self::Apply(_)
+            | Self::EtcdBack
+            | Self::Status { .. } => None,
         }
     }
 }
@@ -202,6 +261,31 @@ struct KubeWatch {
     /// Its next turn is in the queue.
     due: bool,
     broken: bool,
+    /// The list before came from an old cache.
+    was_stale: bool,
+    /// The newest resource version that was handed on.
+    heard: u64,
+}
+
+/// What a process was told of a key of etcd.
+#[derive(Debug)]
+struct Told {
+    /// Of which etcd: one that was restored is another.
+    etcd: u64,
+    revision: Revision,
+    kv: Option<KeyValue>,
+}
+
+impl Told {
+    fn hear(&mut self, etcd: u64, revision: Revision, kv: Option<&KeyValue>) {
+        if (etcd, revision) >= (self.etcd, self.revision) {
+            *self = Self {
+                etcd,
+                revision,
+                kv: kv.cloned(),
+            };
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -246,10 +330,29 @@ struct Process {
     stalled_until: u64,
     /// It was asked to end.
     leaving: bool,
+    /// The UID of its cluster.
+    cluster: usize,
+    /// The policy that it has read.
+    policy: usize,
+    /// When Kubernetes told it something last.
+    answered: u64,
+    /// What it has read from etcd.
+    told: BTreeMap<Key, Told>,
 }
 
 impl Process {
-    fn new() -> Self {
+    fn hear(&mut self, etcd: u64, revision: Revision, key: &Key, kv: Option<&KeyValue>) {
+        match self.told.get_mut(key) {
+            Some(told) => told.hear(etcd, revision, kv),
+            None => {
+                let kv = kv.cloned();
+                let told = Told { etcd, revision, kv };
+                self.told.insert(Arc::clone(key), told);
+            }
+        }
+    }
+
+    fn new(cluster: usize) -> Self {
         Self {
             engine: None,
             life: 0,
@@ -265,6 +368,10 @@ impl Process {
             cut_until: 0,
             stalled_until: 0,
             leaving: false,
+            cluster,
+            policy: 0,
+            answered: 0,
+            told: BTreeMap::new(),
         }
     }
 }
@@ -276,8 +383,7 @@ pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) kube: Kube,
     pub(crate) etcd: Etcd,
-    pub(crate) policy: Policy,
-    pub(crate) settings: AcceptSettings,
+    pub(crate) oracle: Oracle,
     pub(crate) checks: Checks,
     /// Faults that last may happen still.
     pub(crate) faults: bool,
@@ -288,32 +394,43 @@ pub(crate) struct World {
     checked: Revision,
     /// Requests that have not reached etcd yet, and may.
     under_way: usize,
+    /// Counts the restores: which etcd it is.
+    etcd_number: u64,
+    /// etcd does not answer, until then.
+    etcd_away: bool,
+    etcd_away_until: u64,
+    /// When the faults end.
+    horizon: u64,
+    /// It stands still meanwhile, and its clock goes on.
+    etcd_frozen: bool,
+    /// The policy file.
+    pub(crate) policy: usize,
+    /// How far the clocks that people read are off, in seconds.
+    clock_off: i64,
+    /// Keys at which a record of ours has ever stood.
+    stood: BTreeSet<Key>,
+    /// Faults that happened, for a person.
+    pub(crate) faults_played: usize,
     /// The last comparison, and of which states.
-    compared: ((u64, Revision), Vec<String>),
+    compared: ((u64, u64, Revision), Vec<String>),
     trace: Option<Vec<String>>,
     print: bool,
 }
 
-const POLICY: &str = r#"
-rules:
-  - namespaces: ["*"]
-    formats: [Json, Plain, Grpc]
-    prefixes: ["*"]
-"#;
-
 impl World {
     pub(crate) fn new(seed: u64, knobs: Knobs, trace: bool) -> Self {
-        let processes = (0..knobs.replicas).map(|_| Process::new()).collect();
+        let processes = (0..knobs.replicas + knobs.intruders)
+            .map(|at| Process::new(usize::from(at >= knobs.replicas)))
+            .collect();
         Self {
             rng: StdRng::seed_from_u64(seed),
             now: SECOND,
             kube: Kube::new(),
             etcd: Etcd::new(),
-            policy: Policy::parse(POLICY).expect("the policy"),
-            settings: AcceptSettings {
+            oracle: Oracle::new(AcceptSettings {
                 cluster_name: CLUSTER.into(),
                 registrar_prefix: "/registrar/".into(),
-            },
+            }),
             checks: Checks::new(&knobs),
             faults: true,
             processes,
@@ -321,7 +438,16 @@ impl World {
             serial: 0,
             checked: 1,
             under_way: 0,
-            compared: ((0, 0), Vec::new()),
+            etcd_number: 0,
+            etcd_away: false,
+            etcd_away_until: 0,
+            horizon: 0,
+            etcd_frozen: false,
+            policy: 0,
+            clock_off: 0,
+            stood: BTreeSet::new(),
+            faults_played: 0,
+            compared: ((0, 0, 0), Vec::new()),
             trace: trace.then(Vec::new),
             print: std::env::var_os("SEED").is_some(),
             knobs,
@@ -365,61 +491,76 @@ impl World {
         }
     }
 
-    /// Faults and changes of Kubernetes, spread over the horizon.
-    pub(crate) fn plan(&mut self) {
-        let knobs = self.knobs.clone();
-        let mut planned: Vec<Fault> = Vec::new();
-        for (count, fault) in [
-            (knobs.relists, Fault::Relist),
-            (knobs.broken_watches, Fault::BreakWatch),
-            (knobs.crashes, Fault::Crash),
-            (knobs.handovers, Fault::HandOver),
-            (knobs.freezes, Fault::Freeze),
-            (knobs.cuts, Fault::CutOff),
-            (knobs.expiries, Fault::EndLeaderLease),
-            (knobs.hands, Fault::Hand),
-        ] {
-            planned.extend(std::iter::repeat_n(fault, count));
-        }
-        for fault in planned {
-            let time = self.now + self.rng.random_range(0..knobs.horizon);
-            self.at(time, Event::Fault(fault));
-        }
-        for _ in 0..knobs.no_space {
-            let time = self.now + self.rng.random_range(0..knobs.horizon / 2);
-            let until = time + self.rng.random_range(0..knobs.horizon / 2);
-            self.at(time, Event::Fault(Fault::NoSpace(true)));
-            self.at(until, Event::Fault(Fault::NoSpace(false)));
-        }
-        let mut left = knobs.changes;
-        while left > 0 {
-            // Changes come in bursts: what follows at once is what races.
-            let burst = self.rng.random_range(1..=4usize).min(left);
-            let time = self.now + self.rng.random_range(0..knobs.horizon);
-            for _ in 0..burst {
-                let gap = self.rng.random_range(0..=20 * MILLISECOND);
-                self.at(time + gap, Event::Fault(Fault::Change));
+    /// What a schedule does before the operators start is done, and the rest is to come.
+    pub(crate) fn plan(&mut self, steps: &[Step]) {
+        self.horizon = self.now + self.knobs.horizon;
+        for step in steps {
+            match step.at {
+                None => self.step(step),
+                Some(at) => self.at(self.now + at, Event::Step(*step)),
             }
-            left -= burst;
         }
         for process in 0..self.processes.len() {
             self.later(SECOND, Event::Start(process));
         }
     }
 
-    /// No new faults: what is down is started, what is cut off is connected, people leave etcd alone.
+    /// No new faults: what is down is started, what is cut off is connected, people leave etcd alone, and
+    /// every registration can be served. Where two clusters fought for the name, the loser ends.
     pub(crate) fn calm(&mut self) {
         self.note(|| "--- no more faults".into());
         self.faults = false;
         self.etcd.full = false;
+        if self.etcd_away {
+            self.etcd_back();
+        }
         crate::scenario::clean_up(self);
+        crate::scenario::mend(self, true);
+        self.set_policy(0);
+        let winner = self.owner().unwrap_or(0);
         for process in 0..self.processes.len() {
-            if let Some(found) = self.processes.get_mut(process) {
-                found.frozen_until = found.frozen_until.min(self.now);
-                found.cut_until = found.cut_until.min(self.now);
+            if self.process(process).cluster != winner {
+                self.crash(process);
+                continue;
+            }
+            let now = self.now;
+            let found = self.process(process);
+            found.frozen_until = found.frozen_until.min(now);
+            found.cut_until = found.cut_until.min(now);
+            if found.engine.is_none() && self.knobs.intruders > 0 {
+                // It had ended because the other cluster had the name.
+                self.later(SECOND, Event::Start(process));
             }
         }
+        self.wake_all();
         self.after_etcd();
+    }
+
+    /// Which cluster has the name, or else still has leases under it.
+    fn owner(&self) -> Option<usize> {
+        let owner = self.etcd.get(format!("{REGISTRAR}owner").as_bytes());
+        CLUSTER_UIDS.iter().position(|uid| match owner {
+            Some(kv) => *kv.value == *uid.as_bytes(),
+            None => !self
+                .etcd
+                .below(&format!("{REGISTRAR}leases/{uid}/"))
+                .is_empty(),
+        })
+    }
+
+    /// Whether a process is one that has to work at the end.
+    pub(crate) fn all_run(&self) -> bool {
+        let winner = self.owner().unwrap_or(0);
+        self.processes
+            .iter()
+            .filter(|found| found.cluster == winner)
+            .all(|found| found.engine.is_some())
+    }
+
+    fn expire(&mut self) {
+        if !self.etcd_away {
+            self.etcd.expire(self.now);
+        }
     }
 
     /// The next event; until `end`.
@@ -431,13 +572,13 @@ impl World {
             }
             let event = entry.remove();
             self.now = time;
-            self.etcd.expire(time);
+            self.expire();
             self.after_etcd();
             self.happen(event);
             self.after_etcd();
         }
         self.now = end;
-        self.etcd.expire(end);
+        self.expire();
         self.after_etcd();
     }
 
@@ -456,13 +597,19 @@ impl World {
             }
         }
         match event {
-            Event::Fault(fault) => self.fault(&fault),
+            Event::Step(step) => self.step(&step),
             Event::Start(process) => self.start(process),
             Event::Tick(process, life) => {
                 self.feed(process, Input::Tick);
                 self.at(self.now + 100 * MILLISECOND, Event::Tick(process, life));
             }
-            Event::Kube(process, _, resource) => self.kube_turn(process, resource),
+            Event::KubeWatch(process, _, resource) => self.kube_turn(process, resource),
+            Event::Policy(process, _) => {
+                let policy = self.policy;
+                self.process(process).policy = policy;
+                let read = self.oracle.policy(policy).clone();
+                self.feed(process, Input::Policy(Box::new(read)));
+            }
             Event::Probe(process, life) => {
                 self.probe(process);
                 let pause = self.rng.random_range(SECOND / 2..2 * SECOND);
@@ -473,22 +620,25 @@ impl World {
                 let pause = self.rng.random_range(300 * MILLISECOND..600 * MILLISECOND);
                 self.at(self.now + pause, Event::Keeper(process, life));
             }
-            Event::Arrive {
-                process,
-                life,
-                number,
-                request,
-                answer,
-                left,
-            } => {
-                self.arrive(process, life, number, &request, answer, left);
-            }
+            Event::Apply(sent) => self.apply(*sent),
             Event::Answer {
                 process,
                 number,
+                request,
                 answer,
+                etcd,
                 ..
-            } => self.feed(process, Input::Answer(number, *answer)),
+            } => {
+                let answer = if etcd == self.etcd_number {
+                    *answer
+                } else {
+                    Err(unknown("the connection broke"))
+                };
+                if let (Request::Txn(txn), Ok(answer)) = (&*request, &answer) {
+                    self.told_by_answer(process, txn, answer);
+                }
+                self.feed(process, Input::Answer(number, answer));
+            }
             Event::Read(process, life, range, token) => self.read(process, life, range, token),
             Event::Given {
                 process,
@@ -500,7 +650,14 @@ impl World {
             } => self.given(process, range, token, revision, records),
             Event::Watch(process, _, range, token) => self.watch_turn(process, &range, token),
             Event::Progress(process, _) => self.progress(process),
+            Event::Broken(process, _) => {
+                self.feed(process, Input::WatchBroken("the stream ended".into()));
+            }
             Event::Connected(process, _) => self.connected(process),
+            Event::EtcdBack if self.etcd_away && self.etcd_away_until <= self.now => {
+                self.etcd_back()
+            }
+            Event::EtcdBack => {}
             Event::Status { process, effect } => self.status(process, *effect),
         }
     }
@@ -531,15 +688,17 @@ impl World {
 
     pub(crate) fn start(&mut self, process: usize) {
         let seed = self.rng.random();
-        let policy = self.policy.clone();
-        self.note(|| format!("p{process} starts"));
+        let number = self.policy;
+        let policy = self.oracle.policy(number).clone();
+        self.note(|| format!("p{process} Start"));
         let found = self.process(process);
         if found.engine.is_some() {
             return;
         }
         let life = found.life + 1;
-        *found = Process::new();
+        *found = Process::new(found.cluster);
         found.life = life;
+        found.policy = number;
         found.follower.connected = true;
         found.engine = Some(Engine::new(
             Settings {
@@ -572,11 +731,12 @@ impl World {
     fn feed(&mut self, process: usize, input: Input) {
         let now = Now {
             monotonic: self.now,
-            unix: 1_700_000_000 + i64::try_from(self.now / SECOND).unwrap_or(0),
+            unix: 1_700_000_000 + i64::try_from(self.now / SECOND).unwrap_or(0) + self.clock_off,
         };
+        self.note_told(process, &input);
         if self.trace.is_some() && !matches!(input, Input::Tick) {
             let text = show_input(&input);
-            self.note(|| format!("p{process} <- {text}"));
+            self.note(|| format!("p{process} {text}"));
         }
         let Some(engine) = &mut self.process(process).engine else {
             return;
@@ -589,22 +749,13 @@ impl World {
     fn carry_out(&mut self, process: usize, effect: Effect) {
         if self.trace.is_some() {
             let text = show_effect(&effect);
-            self.note(|| format!("p{process} -> {text}"));
+            self.note(|| format!("p{process}     {text}"));
         }
         let life = self.process(process).life;
         match effect {
             Effect::Ask(number, request) => self.send(process, life, number, request),
             Effect::Follow(ranges) => self.follow(process, life, ranges),
-            Effect::Reread(range) => {
-                let follower = &mut self.process(process).follower;
-                follower.tokens += 1;
-                let token = follower.tokens;
-                if let Some(followed) = follower.ranges.get_mut(&range) {
-                    followed.token = token;
-                    followed.reached = None;
-                    self.later(20 * MILLISECOND, Event::Read(process, life, range, token));
-                }
-            }
+            Effect::Reread(range) => self.reread(process, &range),
             Effect::AskProgress => {
                 self.process(process).follower.asked = true;
                 self.later(20 * MILLISECOND, Event::Progress(process, life));
@@ -630,6 +781,7 @@ impl World {
                 self.wake_kube(process, resource, 20 * MILLISECOND);
             }
             effect @ Effect::PatchStatus { .. } => {
+                self.check_status(process, &effect);
                 let effect = Box::new(effect);
                 self.later(50 * MILLISECOND, Event::Status { process, effect });
             }
@@ -639,7 +791,7 @@ impl World {
                 let pause = self.rng.random_range(0..3 * SECOND);
                 self.at(self.now + pause, Event::Start(process));
             }
-            Effect::Fatal(message) => panic!("p{process} gives up: {message}"),
+            Effect::Fatal(message) => self.gives_up(process, &message),
         }
     }
 
@@ -651,7 +803,7 @@ impl World {
             return;
         };
         if !std::mem::replace(&mut watch.due, true) {
-            self.later(lag, Event::Kube(process, life, resource));
+            self.later(lag, Event::KubeWatch(process, life, resource));
         }
     }
 
@@ -690,9 +842,11 @@ impl World {
 
     /// Whether a process has heard of everything.
     pub(crate) fn caught_up(&self, process: usize) -> bool {
-        RESOURCES
-            .iter()
-            .all(|resource| !self.pending(process, *resource))
+        let policy = self.processes.get(process).map(|found| found.policy);
+        policy == Some(self.policy)
+            && RESOURCES
+                .iter()
+                .all(|resource| !self.pending(process, *resource))
     }
 
     fn kube_turn(&mut self, process: usize, resource: Resource) {
@@ -707,7 +861,7 @@ impl World {
             });
         if watches && stalled_until > self.now {
             let life = self.process(process).life;
-            self.at(stalled_until, Event::Kube(process, life, resource));
+            self.at(stalled_until, Event::KubeWatch(process, life, resource));
             return;
         }
         let cut = self.process(process).cut_until > self.now;
@@ -725,6 +879,8 @@ impl World {
         watch.due = false;
         let mut inputs: Vec<KubeInput> = Vec::new();
         let mut changes: Vec<(u64, KubeInput)> = Vec::new();
+        let stale = self.faults && self.rng.random_bool(self.knobs.stale_lists);
+        let back = self.rng.random_range(1..=12u64);
         let broken = |inputs: &mut Vec<KubeInput>| {
             inputs.push(KubeInput::Broken {
                 resource,
@@ -743,15 +899,24 @@ impl World {
         } else {
             match &mut watch.phase {
                 Phase::Away => {
+                    let asked = watch.ordered > watch.taken;
                     watch.taken = watch.ordered;
                     watch.broken = false;
                     inputs.push(KubeInput::ListStarted {
                         resource,
                         relist: watch.taken,
                     });
-                    let mut rest = self.kube.list(resource);
+                    // One that the engine asked for is consistent; and of two in a row that are older than
+                    // what was seen the engine may make what it likes.
+                    let stale = stale && !asked && !watch.was_stale;
+                    watch.was_stale = stale;
+                    let version = if stale {
+                        self.kube.version.saturating_sub(back).max(1)
+                    } else {
+                        self.kube.version
+                    };
+                    let mut rest = self.kube.list_at(resource, version);
                     rest.shuffle(&mut self.rng);
-                    let version = self.kube.version;
                     watch.phase = Phase::Listing { version, rest };
                     pause = Some(20 * MILLISECOND);
                 }
@@ -770,11 +935,11 @@ impl World {
                     }
                     if rest.is_empty() {
                         let resource_version = *version;
-                        inputs.push(KubeInput::ListDone {
+                        let done = KubeInput::ListDone {
                             resource,
                             resource_version,
-                        });
-                        watch.position = resource_version;
+                        };
+                        changes.push((resource_version, done));
                         watch.phase = Phase::Watching;
                         pause = Some(lag);
                     } else {
@@ -814,6 +979,7 @@ impl World {
         for (version, input) in changes {
             if let Some(watch) = self.process(process).watches.get_mut(&resource) {
                 watch.position = version;
+                watch.heard = watch.heard.max(version);
             }
             self.feed(process, Input::Kube(input));
         }
@@ -829,7 +995,8 @@ impl World {
             }
             return;
         }
-        let uid = CLUSTER_UID.to_owned();
+        let cluster = self.process(process).cluster;
+        let uid = CLUSTER_UIDS.get(cluster).expect("a cluster").to_string();
         self.feed(process, Input::Kube(KubeInput::ClusterUid(uid)));
         self.feed(process, Input::Kube(KubeInput::Answered));
         for resource in RESOURCES {
@@ -842,6 +1009,7 @@ impl World {
                     continue;
                 }
                 watch.position = resource_version;
+                watch.heard = watch.heard.max(resource_version);
             }
             let bookmark = KubeInput::Bookmark {
                 resource,
@@ -884,83 +1052,275 @@ impl World {
 
     fn send(&mut self, process: usize, life: u64, number: u64, request: Request) {
         self.check_sent(process, &request);
-        let left = self.known_to_have_left(process, &request);
-        let there = self.delay(20 * MILLISECOND);
-        let arrive = |request: Request, answer| Event::Arrive {
+        let sent = Sent {
             process,
             life,
             number,
-            request: Box::new(request),
-            answer,
-            left: left.clone(),
+            left: self.known_to_have_left(process, &request),
+            known: self.known(process),
+            etcd: self.etcd_number,
+            answer: true,
+            request,
         };
-        let unknown = if self.faults { self.knobs.unknown } else { 0.0 };
+        let there = self.delay(20 * MILLISECOND);
+        let mut unknown = if self.faults { self.knobs.unknown } else { 0.0 };
+        let slow = matches!(sent.request, Request::Revoke(_)) && self.faults;
+        if slow {
+            unknown = unknown.max(self.knobs.slow_revokes);
+        }
         if !self.rng.random_bool(unknown) {
-            self.under_way += 1;
-            self.at(self.now + there, arrive(request, true));
+            self.travels(self.now + there, sent);
             return;
         }
+        // `GiveUp`: etcd does it now, later, both (a client that tries again), or never.
         let deadline = self.now + self.rng.random_range(50 * MILLISECOND..1_500 * MILLISECOND);
-        match self.rng.random_range(0..3) {
-            0 => {
-                self.under_way += 1;
-                self.at((self.now + there).min(deadline), arrive(request, false));
+        self.answers(deadline, &sent, Err(GIVEN_UP));
+        let sent = Sent {
+            answer: false,
+            ..sent
+        };
+        let how = self.rng.random_range(0..4);
+        if matches!(how, 0 | 2) {
+            self.travels((self.now + there).min(deadline), sent.clone());
+        }
+        if matches!(how, 1 | 2) {
+            let most = if slow && self.knobs.slow_revokes > 0.0 {
+                20 * SECOND
+            } else {
+                3 * SECOND
+            };
+            let late = self.rng.random_range(0..most);
+            self.travels(deadline + late, sent);
+        }
+    }
+
+    fn travels(&mut self, arrives: u64, sent: Sent) {
+        self.under_way += 1;
+        self.at(arrives, Event::Apply(Box::new(sent)));
+    }
+
+    fn answers(&mut self, at: u64, sent: &Sent, answer: Result<Answer, &str>) {
+        self.answered(at, sent, answer.map_err(unknown));
+    }
+
+    fn answered(&mut self, at: u64, sent: &Sent, answer: Result<Answer, Failure>) {
+        let event = Event::Answer {
+            process: sent.process,
+            life: sent.life,
+            number: sent.number,
+            request: Box::new(sent.request.clone()),
+            answer: Box::new(answer),
+            etcd: sent.etcd,
+        };
+        self.at(at, event);
+    }
+
+    /// A request reaches etcd.
+    fn apply(&mut self, sent: Sent) {
+        self.under_way -= 1;
+        if sent.etcd != self.etcd_number {
+            // Its connection broke when etcd was restored.
+            if sent.answer {
+                self.answers(self.now, &sent, Err(GIVEN_UP));
             }
-            1 => {
-                self.under_way += 1;
-                let late = self.rng.random_range(0..3 * SECOND);
-                self.at(deadline + late, arrive(request, false));
+            return;
+        }
+        if self.etcd_away_until > self.now {
+            if sent.answer {
+                let deadline = self.now + self.rng.random_range(0..1_500 * MILLISECOND);
+                self.answers(deadline, &sent, Err(GIVEN_UP));
+            }
+            if self.rng.random_bool(0.5) {
+                let late = self.rng.random_range(0..200 * MILLISECOND);
+                let sent = Sent {
+                    answer: false,
+                    ..sent
+                };
+                self.travels(self.etcd_away_until + late, sent);
+            }
+            return;
+        }
+        let Sent {
+            process, number, ..
+        } = sent;
+        self.checks.other(&sent.request);
+        let result = self
+            .etcd
+            .request(&sent.request, self.now, Author::Process(process));
+        let name = match &sent.request {
+            Request::Revoke(_) => "ApplyRevoke",
+            _ => "Apply",
+        };
+        self.note(|| {
+            let result = match &result {
+                Ok(Answer::Txn { succeeded, .. }) => succeeded.to_string(),
+                Ok(_) => "done".into(),
+                Err(failure) => failure.message.clone(),
+            };
+            format!("etcd {name} {number} of p{process}: {result}")
+        });
+        if let (Request::Txn(txn), Ok(Answer::Txn { succeeded, .. })) = (&sent.request, &result)
+            && *succeeded
+        {
+            let cluster = self.uid_of(process);
+            self.checks.applied(txn, &sent, cluster, &self.etcd);
+        }
+        self.after_etcd();
+        if sent.answer {
+            let back = self.now + self.delay(20 * MILLISECOND);
+            self.answered(back, &sent, result);
+        }
+    }
+
+    fn uid_of(&self, process: usize) -> &'static str {
+        let cluster = self.processes.get(process).map_or(0, |found| found.cluster);
+        CLUSTER_UIDS.get(cluster).expect("a cluster")
+    }
+
+    /// What a process was told of Kubernetes so far.
+    fn known(&self, process: usize) -> Known {
+        let found = self.processes.get(process).expect("a process");
+        let heard = |resource| found.watches.get(&resource).map_or(0, |watch| watch.heard);
+        Known {
+            pods: heard(Resource::Pods),
+            registrations: heard(Resource::Registrations),
+            policy: found.policy,
+        }
+    }
+
+    // === what was read back ===
+
+    /// Notes what an input tells a process of etcd and of Kubernetes.
+    fn note_told(&mut self, process: usize, input: &Input) {
+        use etcd_registrar::engine::etcd::Event as Changed;
+        let (now, etcd) = (self.now, self.etcd_number);
+        let found = self.process(process);
+        match input {
+            Input::Kube(KubeInput::Broken { .. }) => {}
+            Input::Kube(_) => found.answered = now,
+            Input::Snapshot {
+                range,
+                revision,
+                records,
+            } => {
+                for (key, told) in &mut found.told {
+                    if range.contains(key) {
+                        told.hear(etcd, *revision, None);
+                    }
+                }
+                for kv in records {
+                    found.hear(etcd, *revision, &kv.key, Some(kv));
+                }
+            }
+            Input::Events { events, .. } => {
+                for event in events {
+                    match event {
+                        Changed::Put(kv) => found.hear(etcd, kv.mod_revision, &kv.key, Some(kv)),
+                        Changed::Delete(key, at) => found.hear(etcd, *at, key, None),
+                    }
+                }
             }
             _ => {}
         }
-        let answer = Box::new(Err(Failure {
-            kind: FailureKind::Unknown,
-            message: "no answer within the deadline".into(),
-        }));
-        self.at(
-            deadline,
-            Event::Answer {
-                process,
-                life,
-                number,
-                answer,
-            },
-        );
     }
 
-    fn arrive(
-        &mut self,
-        process: usize,
-        life: u64,
-        number: u64,
-        request: &Request,
-        answer: bool,
-        left: Vec<String>,
-    ) {
-        self.under_way -= 1;
-        self.checks.other(request);
-        let result = self
-            .etcd
-            .request(request, self.now, Author::Process(process));
-        if let (Request::Txn(txn), Ok(Answer::Txn { succeeded, .. })) = (request, &result) {
-            let succeeded = *succeeded;
-            self.note(|| format!("etcd: ask {number} of p{process}: {succeeded}"));
-            if succeeded {
-                self.checks.applied(txn, &left);
+    fn told_by_answer(&mut self, process: usize, txn: &Txn, answer: &Answer) {
+        let Answer::Txn {
+            succeeded,
+            revision,
+            reads,
+        } = answer
+        else {
+            return;
+        };
+        let branch = if *succeeded {
+            &txn.then
+        } else {
+            &txn.otherwise
+        };
+        let etcd = self.etcd_number;
+        let found = self.process(process);
+        for (op, read) in branch.iter().zip(reads) {
+            if let Op::Get(key) = op {
+                found.hear(etcd, *revision, key, read.first());
             }
         }
-        self.after_etcd();
-        if answer {
-            let answer = Box::new(result);
-            self.later(
-                20 * MILLISECOND,
-                Event::Answer {
-                    process,
-                    life,
-                    number,
-                    answer,
-                },
+    }
+
+    /// S8: a status claims nothing that was not read back.
+    fn check_status(&mut self, process: usize, effect: &Effect) {
+        let Effect::PatchStatus {
+            namespace,
+            name,
+            status,
+            ready_only: false,
+            ..
+        } = effect
+        else {
+            return;
+        };
+        let full_name = format!("{namespace}/{name}");
+        let known = self.known(process);
+        let wanted = self.oracle.wanted(&self.kube, known);
+        let found = self.processes.get(process).expect("a process");
+        let read = |key: &str| found.told.get(key.as_bytes())?.kv.as_ref();
+        for endpoint in &status.endpoints {
+            let lease = read(&endpoint.key).map(|kv| format!("{:016x}", kv.lease));
+            let lease = lease.map(|id| {
+                if id == format!("{:016x}", 0) {
+                    String::new()
+                } else {
+                    id
+                }
+            });
+            assert_eq!(
+                lease.as_ref(),
+                Some(&endpoint.lease),
+                "S8: p{process} claims {endpoint:?}, and did not read it so"
             );
+        }
+        let on_its_slots = found
+            .told
+            .values()
+            .filter_map(|told| told.kv.as_ref())
+            .filter(|kv| is_record(&kv.key) && self.checks.is_on_slot_of(kv.lease, &full_name))
+            .count();
+        assert!(
+            status.registered.unwrap_or(0) <= i64::try_from(on_its_slots).unwrap_or(i64::MAX),
+            "S8: p{process} says that {full_name} has {:?} endpoints registered, and has read {on_its_slots}",
+            status.registered
+        );
+        let ready = status
+            .conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        if !ready {
+            return;
+        }
+        for (key, wanted) in wanted.iter().filter(|(_, w)| w.registration == full_name) {
+            assert!(
+                read(key).is_some_and(
+                    |kv| without_zone(&show(&kv.value)) == without_zone(&wanted.value)
+                ),
+                "S8: p{process} says that {full_name} is ready, and has not read {key} as it is wanted"
+            );
+        }
+    }
+
+    /// A process ends because the name is another cluster's, and says whose.
+    fn gives_up(&mut self, process: usize, message: &str) {
+        let own = self.uid_of(process);
+        let other = CLUSTER_UIDS
+            .iter()
+            .find(|uid| **uid != own && message.contains(**uid));
+        assert!(
+            self.knobs.intruders > 0 && other.is_some() && message.contains(CLUSTER),
+            "p{process} gives up: {message}"
+        );
+        self.crash(process);
+        let pause = self.rng.random_range(SECOND..10 * SECOND);
+        if self.faults {
+            self.at(self.now + pause, Event::Start(process));
         }
     }
 
@@ -998,7 +1358,9 @@ impl World {
         if !txn.then.iter().chain(&txn.otherwise).any(writes) {
             return;
         }
-        self.checks.fenced(txn);
+        let uid = self.uid_of(process);
+        self.checks.fenced(txn, uid);
+        self.fails_static(process, txn);
         let incomplete = self
             .process(process)
             .engine
@@ -1017,6 +1379,28 @@ impl World {
                 && is_record(key)
             {
                 self.checks.old_key_stays(&show(key), &wanted, &self.etcd);
+            }
+        }
+    }
+
+    /// Who has not heard of Kubernetes for long only puts back what stood.
+    fn fails_static(&mut self, process: usize, txn: &Txn) {
+        let answered = self.process(process).answered;
+        if self.now.saturating_sub(answered) < LIVE_MICROS {
+            return;
+        }
+        for op in &txn.then {
+            match op {
+                Op::Delete(key) if is_record(key) => panic!(
+                    "lost: p{process} deletes {} without contact with Kubernetes",
+                    show(key)
+                ),
+                Op::Put(key, ..) if is_record(key) => assert!(
+                    self.stood.contains(key),
+                    "p{process} puts {} without contact with Kubernetes, and it never stood",
+                    show(key)
+                ),
+                _ => {}
             }
         }
     }
@@ -1046,7 +1430,13 @@ impl World {
                 );
                 self.note(|| text);
             }
-            self.checks.changed(change, &self.etcd, &self.kube);
+            self.checks
+                .changed(change, &self.etcd, &self.kube, &mut self.oracle);
+            if let (Author::Process(_), Some(kv)) = (change.author, &change.after)
+                && is_record(&kv.key)
+            {
+                self.stood.insert(kv.key.clone());
+            }
         }
         self.checks.one_owner(&self.etcd);
         let lag = if self.faults {
@@ -1101,6 +1491,11 @@ impl World {
     }
 
     fn read(&mut self, process: usize, life: u64, range: Range, token: u64) {
+        if self.etcd_away_until > self.now {
+            let back = self.etcd_away_until;
+            self.at(back, Event::Read(process, life, range, token));
+            return;
+        }
         let revision = self.etcd.revision;
         let records = self.etcd.range(&range);
         self.later(
@@ -1159,6 +1554,11 @@ impl World {
 
     fn watch_turn(&mut self, process: usize, range: &Range, token: u64) {
         let life = self.process(process).life;
+        if self.etcd_away_until > self.now {
+            let back = self.etcd_away_until;
+            self.at(back, Event::Watch(process, life, range.clone(), token));
+            return;
+        }
         let newest = self.etcd.revision;
         let Some(reached) = self
             .process(process)
@@ -1170,6 +1570,11 @@ impl World {
         else {
             return;
         };
+        if self.etcd.is_gone(reached + 1) {
+            // What it has not delivered may be gone: the watch is canceled, and the range read anew.
+            self.reread(process, range);
+            return;
+        }
         let up_to = if newest > reached && self.rng.random_bool(0.3) {
             self.rng.random_range(reached + 1..=newest)
         } else {
@@ -1186,6 +1591,23 @@ impl World {
             self.later(lag, Event::Watch(process, life, range.clone(), token));
         }
         self.give_events(process, range, events);
+    }
+
+    /// A range is read anew.
+    fn reread(&mut self, process: usize, range: &Range) {
+        let life = self.process(process).life;
+        let follower = &mut self.process(process).follower;
+        follower.tokens += 1;
+        let token = follower.tokens;
+        if let Some(followed) = follower.ranges.get_mut(range) {
+            followed.token = token;
+            followed.reached = None;
+            followed.due = false;
+            self.later(
+                20 * MILLISECOND,
+                Event::Read(process, life, range.clone(), token),
+            );
+        }
     }
 
     fn give_events(
@@ -1211,6 +1633,24 @@ impl World {
     }
 
     fn progress(&mut self, process: usize) {
+        if self.etcd_away_until > self.now {
+            return;
+        }
+        let gone: Vec<Range> = self
+            .processes
+            .iter()
+            .skip(process)
+            .take(1)
+            .flat_map(|found| &found.follower.ranges)
+            .filter(|(_, followed)| {
+                let from = followed.reached.map(|reached| reached + 1);
+                followed.due && from.is_some_and(|from| self.etcd.is_gone(from))
+            })
+            .map(|(range, _)| range.clone())
+            .collect();
+        for range in gone {
+            self.reread(process, &range);
+        }
         let follower = &mut self.process(process).follower;
         let settled = follower.connected
             && follower
@@ -1265,11 +1705,17 @@ impl World {
             followed.due = false;
         }
         self.later(500 * MILLISECOND, Event::Connected(process, life));
-        self.feed(process, Input::WatchBroken("the stream ended".into()));
+        self.at(self.now, Event::Broken(process, life));
     }
 
     fn connected(&mut self, process: usize) {
         let life = self.process(process).life;
+        if self.etcd_away_until > self.now {
+            let back = self.etcd_away_until;
+            let tries = self.rng.random_range(0..500 * MILLISECOND);
+            self.at(back + tries, Event::Connected(process, life));
+            return;
+        }
         let follower = &mut self.process(process).follower;
         follower.connected = true;
         let all: Vec<(Range, u64)> = follower
@@ -1284,6 +1730,9 @@ impl World {
 
     /// The keeper of a process, as `registry::keeper` is.
     fn keep(&mut self, process: usize) {
+        if self.etcd_away_until > self.now {
+            return;
+        }
         let owner = self
             .etcd
             .get(format!("{REGISTRAR}owner").as_bytes())
@@ -1305,7 +1754,7 @@ impl World {
                 let key = show(&kv.key);
                 let id = key.rsplit('/').next().unwrap_or("");
                 if let Ok(id) = i64::from_str_radix(id, 16) {
-                    found.insert(id, slot(&kv.value).map_or(5, |slot| slot.2));
+                    found.insert(id, slot(&kv.value).map_or(5, |slot| slot.ttl));
                 }
             }
         }
@@ -1336,23 +1785,71 @@ impl World {
 
     // === faults ===
 
+    /// One step of the schedule, with its own source of chance.
+    fn step(&mut self, step: &Step) {
+        let rng = std::mem::replace(&mut self.rng, StdRng::seed_from_u64(step.seed));
+        self.fault(&step.what);
+        self.rng = rng;
+    }
+
     fn fault(&mut self, fault: &Fault) {
-        if !matches!(fault, Fault::Change) {
-            self.note(|| format!("--- {fault:?}"));
+        if !matches!(fault, Fault::KubeStep(_)) {
+            self.faults_played += 1;
         }
+        self.note(|| format!("--- {fault:?}"));
         let up: Vec<usize> = self.running().collect();
         let any = (!up.is_empty()).then(|| {
             let at = self.rng.random_range(0..up.len());
             up.get(at).copied().unwrap_or(0)
         });
         match (fault, any) {
-            (Fault::Change, _) => {
-                crate::scenario::change(self);
+            (Fault::KubeStep(change), _) => {
+                crate::scenario::change(self, *change);
                 self.wake_all();
             }
             (Fault::Hand, _) => crate::scenario::hand(self),
             (Fault::NoSpace(full), _) => self.etcd.full = *full && self.faults,
-            (Fault::EndLeaderLease, _) => self.end_leader_lease(),
+            (Fault::LeaderExpires, _) => self.end_leader_lease(),
+            (Fault::KubeAway, _) => {
+                let pause = self.rng.random_range(0..60 * SECOND);
+                for process in up {
+                    self.cut_off(process, pause);
+                }
+            }
+            (Fault::EtcdAway(frozen), _) => {
+                self.etcd_frozen = *frozen;
+                let most = if *frozen { 90 } else { 30 };
+                let until = self.now + self.rng.random_range(0..most * SECOND);
+                self.etcd_away_until = self.etcd_away_until.max(until).min(self.horizon);
+                self.etcd_away = true;
+                let back = self.etcd_away_until;
+                self.at(back, Event::EtcdBack);
+                for process in up {
+                    self.break_watch(process);
+                }
+            }
+            (Fault::Save, _) => {
+                self.etcd.save();
+                self.checks.saved();
+            }
+            (Fault::Restore(goes_on), _) => {
+                if self.etcd.restore(*goes_on, self.now) {
+                    self.another_etcd();
+                }
+            }
+            (Fault::Wipe, _) => {
+                self.etcd.wipe();
+                self.another_etcd();
+            }
+            (Fault::Compact, _) => self.etcd.compact(self.etcd.revision),
+            (Fault::Policy(policy), _) => self.set_policy(*policy),
+            (Fault::ClockJump, _) => {
+                self.clock_off += if self.rng.random_bool(0.5) {
+                    3_600
+                } else {
+                    -3_600
+                };
+            }
             (Fault::Relist, Some(process)) => {
                 let at = self.rng.random_range(0..RESOURCES.len());
                 let resource = RESOURCES.get(at).copied().unwrap_or(Resource::Pods);
@@ -1375,12 +1872,46 @@ impl World {
             }
             (Fault::CutOff, Some(process)) => {
                 let pause = self.rng.random_range(0..25 * SECOND);
-                self.process(process).cut_until = self.now + pause;
-                for resource in RESOURCES {
-                    self.wake_kube(process, resource, SECOND);
-                }
+                self.cut_off(process, pause);
             }
             (_, None) => {}
+        }
+    }
+
+    fn cut_off(&mut self, process: usize, pause: u64) {
+        self.process(process).cut_until = self.now + pause;
+        for resource in RESOURCES {
+            self.wake_kube(process, resource, SECOND);
+        }
+    }
+
+    /// etcd answers again; after a change of its leader, leases have all of their time.
+    fn etcd_back(&mut self) {
+        self.etcd_away = false;
+        self.etcd_away_until = self.now;
+        if !self.etcd_frozen {
+            self.etcd.renew(self.now);
+        }
+    }
+
+    /// etcd was restored or wiped: connections break, and nothing sent before is done.
+    fn another_etcd(&mut self) {
+        self.etcd_number += 1;
+        self.checked = self.etcd.revision;
+        self.checks.restored(&self.etcd);
+        for process in self.running().collect::<Vec<_>>() {
+            self.break_watch(process);
+        }
+    }
+
+    fn set_policy(&mut self, policy: usize) {
+        if std::mem::replace(&mut self.policy, policy) == policy {
+            return;
+        }
+        self.checks.registration_changes(self.kube.version);
+        for process in self.running().collect::<Vec<_>>() {
+            let life = self.process(process).life;
+            self.later(2 * SECOND, Event::Policy(process, life));
         }
     }
 
@@ -1416,13 +1947,39 @@ impl World {
 
     // === what is compared ===
 
-    pub(crate) fn expected(&self) -> BTreeMap<String, Wanted> {
-        expected(&self.kube, &self.policy, &self.settings)
+    pub(crate) fn policy(&self, which: usize) -> &Policy {
+        self.oracle.policy(which)
+    }
+
+    /// What is wanted now, zones included.
+    pub(crate) fn expected(&self) -> Records {
+        expected(
+            &self.kube,
+            &self.kube.pods.values().collect::<Vec<_>>(),
+            &self.kube.registrations.values().collect::<Vec<_>>(),
+            self.policy(self.policy),
+            &self.oracle.settings,
+        )
+    }
+
+    /// Registrations that are not served and may keep what nobody wants, or a policy that some process may
+    /// not have read.
+    fn is_odd(&self) -> bool {
+        self.processes
+            .iter()
+            .any(|found| found.engine.is_some() && found.policy != self.policy)
+            || self.kube.registrations.values().any(|found| {
+                let accepted = accepted(found, self.policy(self.policy), &self.oracle.settings);
+                accepted.is_none_or(|accepted| accepted.suspend)
+            })
     }
 
     /// Whether etcd holds exactly what is wanted, on the right leases; else what is wrong.
     pub(crate) fn differences(&mut self) -> Vec<String> {
-        let state = (self.kube.version, self.etcd.revision);
+        if self.is_odd() {
+            return vec!["what is wanted is not all of what may stand".into()];
+        }
+        let state = (self.kube.version, self.etcd_number, self.etcd.revision);
         if self.compared.0 != state {
             self.compared = (state, self.differences_now());
         }
@@ -1450,21 +2007,19 @@ impl World {
             if !same {
                 wrong.push(format!("{key} is {value} and should be {}", wanted.value));
             }
-            let lease_key = format!("{REGISTRAR}leases/{CLUSTER_UID}/{:016x}", kv.lease);
-            let name = self.etcd.get(lease_key.as_bytes());
+            let name = lease_key(kv.lease, &self.etcd);
             let is = name.and_then(|kv| slot(&kv.value));
-            let should = (
-                wanted.registration.clone(),
-                wanted.scope.clone(),
-                wanted.ttl,
-            );
-            if is.as_ref() != Some(&should) {
+            let right = is.as_ref().is_some_and(|is| {
+                (&is.registration, &is.scope, is.ttl)
+                    == (&wanted.registration, &wanted.scope, wanted.ttl)
+            });
+            if !right {
                 wrong.push(format!(
-                    "{key} is on a lease for {is:?}, not for {should:?}"
+                    "{key} is on a lease for {is:?}, not for {wanted:?}"
                 ));
             }
             if name.is_some_and(|name| name.lease != kv.lease) {
-                wrong.push(format!("{lease_key} is on another lease"));
+                wrong.push(format!("the key of lease {:016x} is on another", kv.lease));
             }
             if !self.etcd.lives(kv.lease) {
                 wrong.push(format!("{key} is on a lease that is gone"));
@@ -1495,7 +2050,8 @@ impl World {
                     || own.contains(key)
                     || key.starts_with(&format!("{REGISTRAR}waiting/"))
                     // Put back after a hand had taken it: younger than the term, so it is left to the next.
-                    || self.knobs.hands > 0 && key.starts_with(&format!("{REGISTRAR}leases/"))
+                    // So is one that a restore brought back.
+                    || self.knobs.hands + self.knobs.restores > 0 && key.starts_with(&format!("{REGISTRAR}leases/"))
             });
             if !used {
                 wrong.push(format!("lease {lease:016x} with nothing but {keys:?}"));
@@ -1548,21 +2104,32 @@ pub(crate) fn is_record(key: &[u8]) -> bool {
     !key.starts_with(b"/registrar/")
 }
 
-/// Registration, scope and TTL of the value of a key below `leases/`.
-pub(crate) fn slot(value: &[u8]) -> Option<(String, String, i64)> {
+/// What the value of a key below `leases/` says.
+pub(crate) fn slot(value: &[u8]) -> Option<Slot> {
     let value: serde_json::Value = serde_json::from_slice(value).ok()?;
     let text = |name: &str| Some(value.get(name)?.as_str()?.to_owned());
-    Some((
-        text("registration")?,
-        text("scope")?,
-        value.get("ttl")?.as_i64()?,
-    ))
+    Some(Slot {
+        registration: text("registration")?,
+        scope: text("scope")?,
+        ttl: value.get("ttl")?.as_i64()?,
+        format: text("format")?,
+    })
 }
 
 /// The pod that a record of the format Json names.
 pub(crate) fn uid(value: &[u8]) -> Option<String> {
     let value: serde_json::Value = serde_json::from_slice(value).ok()?;
     Some(value.get("uid")?.as_str()?.to_owned())
+}
+
+/// What the one who asked hears of a request that it gave up.
+const GIVEN_UP: &str = "no answer within the deadline";
+
+fn unknown(message: &str) -> Failure {
+    Failure {
+        kind: FailureKind::Unknown,
+        message: message.to_owned(),
+    }
 }
 
 fn third(ttl: i64) -> u64 {
@@ -1601,7 +2168,7 @@ fn show_input(input: &Input) -> String {
                 })
                 .collect();
             let range = show_range(range);
-            format!("events of {range} up to {revision}: {}", events.join(", "))
+            format!("Watch {range} up to {revision}: {}", events.join(", "))
         }
         Input::Snapshot {
             range,
@@ -1613,13 +2180,39 @@ fn show_input(input: &Input) -> String {
                 .map(|kv| format!("{}@{}", show(&kv.key), kv.mod_revision))
                 .collect();
             let range = show_range(range);
-            format!("snapshot of {range} at {revision}: {}", keys.join(", "))
+            format!("Watch {range}, snapshot at {revision}: {}", keys.join(", "))
         }
         Input::KeysSeen { range, .. } => format!("keys seen of {}", show_range(range)),
         Input::Answer(number, Ok(Answer::Txn { succeeded, .. })) => {
             format!("answer {number}: {succeeded}")
         }
+        Input::Kube(input @ (KubeInput::ListStarted { .. } | KubeInput::ListDone { .. })) => {
+            format!("List {input:?}")
+        }
+        Input::Kube(input) => format!("KubeWatch {input:?}"),
         other => format!("{other:?}"),
+    }
+}
+
+/// The action of the model that a transaction is.
+fn action(txn: &Txn) -> &'static str {
+    let any = |what: &dyn Fn(&Op) -> bool| txn.then.iter().any(what);
+    let seen = format!("{REGISTRAR}seen/");
+    let leader = format!("{REGISTRAR}leader");
+    if any(&|op| matches!(op, Op::Put(key, ..) if show(key) == leader)) {
+        "Elect"
+    } else if any(&|op| matches!(op, Op::Delete(key) if show(key).starts_with(&seen))) {
+        "Remove"
+    } else if any(&|op| matches!(op, Op::Put(key, ..) if show(key).starts_with(&seen))) {
+        if txn.then.len() == 1 {
+            "Barrier"
+        } else {
+            "Write"
+        }
+    } else if txn.then.iter().all(|op| matches!(op, Op::Get(_))) {
+        "Read"
+    } else {
+        "ask"
     }
 }
 
@@ -1633,7 +2226,16 @@ fn show_effect(effect: &Effect) -> String {
     match effect {
         Effect::Ask(number, Request::Txn(txn)) => {
             let then: Vec<String> = txn.then.iter().map(op).collect();
-            format!("ask {number}: {}", then.join("; "))
+            format!("{} {number}: {}", action(txn), then.join("; "))
+        }
+        Effect::Ask(number, Request::Grant(lease, ttl)) => {
+            format!("Grant {number}: lease {lease:016x} for {ttl} s")
+        }
+        Effect::Ask(number, Request::Revoke(lease)) => {
+            format!("Revoke {number}: lease {lease:016x}")
+        }
+        Effect::Ask(number, Request::LeaseKeys(lease)) => {
+            format!("ask {number}: the keys of lease {lease:016x}")
         }
         Effect::Follow(ranges) => {
             let ranges: Vec<String> = ranges.iter().map(show_range).collect();
