@@ -331,6 +331,13 @@ impl Checks {
             {
                 self.slots.insert(after.lease, slot);
             }
+            if let (Author::Process(_), Some(before), Some(after)) =
+                (change.author, &change.before, &change.after)
+                && key.starts_with(&format!("{REGISTRAR}seen/"))
+            {
+                let (before, after) = (Mark::read(&before.value), Mark::read(&after.value));
+                assert_eq!(before.max(after), after, "S2: the mark {key} goes back");
+            }
             return;
         }
         match change.author {
@@ -478,7 +485,39 @@ impl Checks {
         }
     }
 
-    /// How many records of a registration stand in what a process has read.
+    /// L1 of what is not served: nothing stays where its namespace may not write any more, or for a pod that has
+    /// left.
+    pub(crate) fn kept(&self, etcd: &Etcd, kube: &Kube, oracle: &mut Oracle, known: Known) {
+        let wanted = oracle.wanted(kube, known);
+        for kv in etcd.all().filter(|kv| is_record(&kv.key)) {
+            let key = show(&kv.key);
+            let Some(slot) = self.slots.get(&kv.lease) else {
+                continue;
+            };
+            let found = oracle.registration(kube, known, &slot.registration);
+            let Some((registration, Standing::Kept)) = found else {
+                continue;
+            };
+            // Who wants it takes it when the address is free.
+            if wanted.contains_key(&key) {
+                continue;
+            }
+            let grants = POLICIES.get(known.policy).expect("a policy").grants;
+            assert!(
+                grants(&slot.format, &registration.namespace, &key),
+                "L1: {key} of {slot:?} stays and is not granted"
+            );
+            if let Some(uid) = uid(&kv.value) {
+                let there = kube.pods.get(&uid);
+                assert!(
+                    there.is_some_and(|pod| !pod.deleting && !pod.finished),
+                    "L1: {key} of {slot:?} stays, and its pod has left"
+                );
+            }
+        }
+    }
+
+    /// Whether a lease is one of a registration.
     pub(crate) fn is_on_slot_of(&self, lease: LeaseId, registration: &str) -> bool {
         self.slots
             .get(&lease)

@@ -159,7 +159,7 @@ const CUT_OFF: Class = Class {
     bound: 25 * SECOND,
     knobs: || Knobs {
         replicas: 2,
-        horizon: 40 * SECOND,
+        horizon: 60 * SECOND,
         cuts: 2,
         ..Knobs::default()
     },
@@ -517,6 +517,7 @@ fn run(case: &Case, trace: bool) -> (Shown, Vec<String>) {
         world.settle();
     }
     world.calm();
+    world.mend(class.bound);
     let calm = world.now;
     let took = converge(&mut world, class.bound);
     // Leases that are empty go within some seconds, and nothing else moves.
@@ -556,7 +557,7 @@ fn converge(world: &mut World, bound: u64) -> u64 {
         world.run_until(world.now + 100 * MILLISECOND);
         world.settle();
         let differences = world.differences();
-        let led = world.leader().is_some();
+        let led = world.leaders() == 1;
         let running: Vec<usize> = world.running().collect();
         let all = world.all_run() && running.iter().all(|process| world.caught_up(*process));
         if differences.is_empty() && led && all {

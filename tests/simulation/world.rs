@@ -505,8 +505,8 @@ impl World {
         }
     }
 
-    /// No new faults: what is down is started, what is cut off is connected, people leave etcd alone, and
-    /// every registration can be served. Where two clusters fought for the name, the loser ends.
+    /// No new faults: what is down is started, what is cut off is connected, people leave etcd
+    /// alone. Where two clusters fought for the name, the loser ends.
     pub(crate) fn calm(&mut self) {
         self.note(|| "--- no more faults".into());
         self.faults = false;
@@ -515,8 +515,6 @@ impl World {
             self.etcd_back();
         }
         crate::scenario::clean_up(self);
-        crate::scenario::mend(self, true);
-        self.set_policy(0);
         let winner = self.owner().unwrap_or(0);
         for process in 0..self.processes.len() {
             if self.process(process).cluster != winner {
@@ -534,6 +532,32 @@ impl World {
         }
         self.wake_all();
         self.after_etcd();
+    }
+
+    /// Every registration can be served again. Before, what is kept of those that are not is looked at.
+    pub(crate) fn mend(&mut self, bound: u64) {
+        if self.knobs.odd_specs || self.knobs.policies > 0 {
+            let end = self.now + bound;
+            loop {
+                self.run_until(self.now + SECOND);
+                let leader = self.leader();
+                let known = self.running().all(|process| self.caught_up(process));
+                if known && self.all_run() && leader.is_some_and(|leader| self.rests(leader)) {
+                    break;
+                }
+                assert!(self.now < end, "no rest:\n{}", self.summary());
+            }
+            let known = Known {
+                pods: self.kube.version,
+                registrations: self.kube.version,
+                policy: self.policy,
+            };
+            self.checks
+                .kept(&self.etcd, &self.kube, &mut self.oracle, known);
+        }
+        crate::scenario::mend(self, true);
+        self.set_policy(0);
+        self.wake_all();
     }
 
     /// Which cluster has the name, or else still has leases under it.
@@ -684,6 +708,15 @@ impl World {
                 .as_mut()
                 .is_some_and(|engine| engine.numbers().leads)
         })
+    }
+
+    /// How many processes believe that they lead.
+    pub(crate) fn leaders(&mut self) -> usize {
+        self.processes
+            .iter_mut()
+            .filter_map(|found| found.engine.as_mut())
+            .filter_map(|engine| engine.numbers().leads.then_some(()))
+            .count()
     }
 
     pub(crate) fn start(&mut self, process: usize) {
@@ -1871,7 +1904,7 @@ impl World {
                 self.process(process).frozen_until = self.now + pause;
             }
             (Fault::CutOff, Some(process)) => {
-                let pause = self.rng.random_range(0..25 * SECOND);
+                let pause = self.rng.random_range(0..40 * SECOND);
                 self.cut_off(process, pause);
             }
             (_, None) => {}
@@ -2065,8 +2098,27 @@ impl World {
         wrong
     }
 
+    /// A leader that has not heard of Kubernetes for 20 s gives way, where another replica has it.
+    fn gives_way(&mut self) {
+        const GIVES_WAY: u64 = 20 * SECOND;
+        let knobs = &self.knobs;
+        let only_cut = knobs.cuts > 0 && knobs.crashes + knobs.handovers + knobs.freezes == 0;
+        if !only_cut || knobs.unknown > 0.0 || self.now < GIVES_WAY + 5 * SECOND {
+            return;
+        }
+        let now = self.now;
+        let Some(leader) = self.leader() else { return };
+        let silent = |found: &Process| now - found.answered >= GIVES_WAY;
+        let whole = |found: &Process| found.cut_until + GIVES_WAY < now;
+        assert!(
+            !(self.processes.get(leader).is_some_and(silent) && self.processes.iter().any(whole)),
+            "p{leader} leads without Kubernetes, and another replica has it"
+        );
+    }
+
     /// Nothing is under way: what stands is what no process has a reason to touch.
     pub(crate) fn settle(&mut self) {
+        self.gives_way();
         let at_rest = self.under_way == 0
             && self
                 .leader()
