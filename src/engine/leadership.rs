@@ -71,8 +71,6 @@ pub(super) struct Session {
     /// The lease under `owner`.
     pub(super) owner_lease: Option<LeaseId>,
     granting_owner: bool,
-    /// Nonces that this process stood for election with, the newest last.
-    nonces: Vec<String>,
     /// The highest marks that were ever mirrored.
     highest: Mark,
     /// The last transaction was sent; the end comes with its answer.
@@ -89,7 +87,6 @@ impl Session {
             asking: false,
             owner_lease: None,
             granting_owner: false,
-            nonces: Vec::new(),
             highest: Mark::default(),
             last_words: false,
         }
@@ -266,11 +263,12 @@ impl Engine {
             (
                 String::from_utf8_lossy(&record.value).into_owned(),
                 record.create_revision,
+                record.lease,
             )
         });
         match (&self.role, leader) {
-            (Role::Leader(term), Some((nonce, at))) if term.nonce == nonce && term.won_at == at => {
-            }
+            (Role::Leader(term), Some((nonce, at, _)))
+                if term.nonce == nonce && term.won_at == at => {}
             (Role::Leader(_), found) => {
                 let whom = if found.is_some() {
                     "another replica leads"
@@ -279,11 +277,12 @@ impl Engine {
                 };
                 self.deposed(whom);
             }
-            (Role::Standby, Some((nonce, _)))
-                if self.session.nonces.contains(&nonce) && !self.session.asking =>
+            (Role::Standby, Some((nonce, _, lease)))
+                if self.session.lease == Some(lease) && !self.session.asking =>
             {
-                // An election whose outcome was unknown was won after all, or a term ended halfway:
-                // its marks were not read, so it is given up.
+                // An election whose outcome was unknown was won after all, however many were tried since, or
+                // a term ended halfway: its marks were not read, so it is given up. Nobody else would: this
+                // process keeps the lease alive.
                 self.session.asking = true;
                 let txn = Txn {
                     compares: vec![Compare::Value(
@@ -370,10 +369,6 @@ impl Engine {
     /// Stands for election.
     fn stand(&mut self, lease: LeaseId, uid: &str) {
         let nonce = format!("{:016x}", self.rng.random::<u64>());
-        self.session.nonces.push(nonce.clone());
-        if self.session.nonces.len() > 8 {
-            self.session.nonces.remove(0);
-        }
         self.session.asking = true;
         self.role = Role::Electing;
         let leader = Arc::clone(&self.keys.leader);
