@@ -266,13 +266,20 @@ impl Checks {
         }
         // Without space the mark is deleted instead of written.
         let seen = format!("{REGISTRAR}seen/");
+        let mut marked = false;
         for op in &txn.then {
             if let Op::Put(key, ..) | Op::Delete(key) = op
                 && show(key).starts_with(&seen)
             {
+                marked = true;
                 let removed = self.removed.entry(key.clone()).or_default();
                 removed.extend(left.iter().cloned());
             }
+        }
+        if !marked {
+            // Of no lane that anyone could tell: the next leader must know all the same.
+            let nowhere = self.removed.entry(Key::from([])).or_default();
+            nowhere.extend(left.iter().cloned());
         }
     }
 

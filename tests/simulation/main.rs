@@ -168,14 +168,15 @@ const CUT_OFF: Class = Class {
 /// etcd has no space for a while.
 const NO_SPACE: Class = Class {
     name: "no-space",
-    seeds: 60,
+    seeds: 150,
     bound: 25 * SECOND,
     knobs: || Knobs {
         replicas: 2,
+        changes: 60,
         horizon: 15 * SECOND,
-        kube_lag: 500 * MILLISECOND,
-        no_space: 2,
-        expiries: 1,
+        kube_lag: 3 * SECOND,
+        no_space: 3,
+        expiries: 3,
         ..Knobs::default()
     },
 };
@@ -206,6 +207,21 @@ const HANDS: Class = Class {
         horizon: 15 * SECOND,
         etcd_lag: 200 * MILLISECOND,
         hands: 12,
+        ..Knobs::default()
+    },
+};
+
+/// Addresses pass from pod to pod, while outcomes are unknown and what was written is seen late.
+const ADDRESSES: Class = Class {
+    name: "addresses",
+    seeds: 200,
+    bound: 25 * SECOND,
+    knobs: || Knobs {
+        changes: 60,
+        horizon: 15 * SECOND,
+        etcd_lag: 5 * SECOND,
+        unknown: 0.2,
+        moves: true,
         ..Knobs::default()
     },
 };
@@ -281,7 +297,7 @@ const ETCD_FROZEN: Class = Class {
     },
 };
 
-/// No process reaches Kubernetes; etcd loses things, and the clock jumps.
+/// No process reaches Kubernetes; etcd is away, has no space and loses things, and the clock jumps.
 const KUBE_AWAY: Class = Class {
     name: "kube-away",
     seeds: 100,
@@ -290,6 +306,8 @@ const KUBE_AWAY: Class = Class {
         replicas: 2,
         horizon: 90 * SECOND,
         kube_away: 2,
+        etcd_away: 2,
+        no_space: 1,
         hands: 4,
         expiries: 2,
         clock_jumps: 2,
@@ -385,7 +403,7 @@ const ALL: Class = Class {
     },
 };
 
-const CLASSES: [&Class; 19] = [
+const CLASSES: [&Class; 20] = [
     &CHANGES,
     &LAG,
     &RESTARTS,
@@ -396,6 +414,7 @@ const CLASSES: [&Class; 19] = [
     &NO_SPACE,
     &EXPIRED,
     &HANDS,
+    &ADDRESSES,
     &KEPT,
     &RESTORED,
     &ETCD_AWAY,
@@ -669,6 +688,11 @@ fn what_expired_is_published_again() {
 #[test]
 fn what_hands_change_is_put_right() {
     all(&HANDS);
+}
+
+#[test]
+fn no_address_has_two_owners() {
+    all(&ADDRESSES);
 }
 
 #[test]

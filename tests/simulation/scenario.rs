@@ -45,6 +45,7 @@ pub(crate) fn change(world: &mut World, change: Change) {
             pod.ready = false;
         }),
         Change::DeletePod => delete_pod(world),
+        Change::ReplacePod => replace_pod(world),
         Change::EditSpec => change_spec(world),
         Change::CreateRegistration => create_registration(world),
         Change::DeleteRegistration => delete_registration(world),
@@ -83,6 +84,24 @@ fn delete_pod(world: &mut World) {
     world.note(|| format!("kube: delete pod {}", pod.uid));
     world.checks.pod_changes(&pod, world.kube.version + 1);
     world.kube.delete_pod(&pod.uid);
+}
+
+fn replace_pod(world: &mut World) {
+    let Some(old) = a_pod(world) else { return };
+    world.note(|| format!("kube: delete pod {}", old.uid));
+    world.checks.pod_changes(&old, world.kube.version + 1);
+    world.kube.delete_pod(&old.uid);
+    let new = Pod {
+        uid: world.kube.new_uid().into(),
+        created: i64::try_from(world.kube.version / 5).unwrap_or(0),
+        deleting: false,
+        finished: false,
+        ready: true,
+        ..old
+    };
+    world.note(|| format!("kube: {new:?}"));
+    world.checks.pod_changes(&new, world.kube.version + 1);
+    world.kube.put_pod(new);
 }
 
 fn create_pod(world: &mut World) {
@@ -564,9 +583,8 @@ fn by_hand(world: &mut World, op: Op) {
         then: vec![op],
         ..Txn::default()
     });
-    world
-        .etcd
-        .request(&request, world.now, Author::Hand)
-        .expect("a hand's transaction is simple");
+    let now = world.now;
+    let done = world.etcd.request(&request, now, Author::Hand);
+    assert!(done.is_ok() || world.etcd.full, "{done:?}");
     world.after_etcd();
 }

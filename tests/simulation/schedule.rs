@@ -21,6 +21,8 @@ pub(crate) enum Change {
     Terminate,
     Finish,
     DeletePod,
+    /// A pod goes, and another has its address at once.
+    ReplacePod,
     EditSpec,
     CreateRegistration,
     DeleteRegistration,
@@ -156,7 +158,7 @@ pub(crate) fn schedule(knobs: &Knobs, seed: u64) -> Vec<Step> {
         let time = rng.random_range(0..knobs.horizon);
         for _ in 0..burst {
             let gap = rng.random_range(0..=20 * MILLISECOND);
-            let change = change(&mut rng, knobs.odd_specs);
+            let change = change(&mut rng, knobs);
             // All of it before the end.
             let at = (time + gap).min(knobs.horizon);
             planned.push((Some(at), Fault::KubeStep(change)));
@@ -177,8 +179,15 @@ pub(crate) fn schedule(knobs: &Knobs, seed: u64) -> Vec<Step> {
         .collect()
 }
 
-fn change(rng: &mut StdRng, odd_specs: bool) -> Change {
-    if odd_specs && rng.random_bool(0.3) {
+fn change(rng: &mut StdRng, knobs: &Knobs) -> Change {
+    if knobs.moves && rng.random_bool(0.7) {
+        return match rng.random_range(0..4) {
+            0 => Change::Addresses,
+            1 => Change::CreatePod,
+            _ => Change::ReplacePod,
+        };
+    }
+    if knobs.odd_specs && rng.random_bool(0.3) {
         return match rng.random_range(0..4) {
             0 | 1 => Change::Suspend,
             2 => Change::Spoil,

@@ -101,6 +101,8 @@ pub(crate) struct Knobs {
     pub(crate) slow_revokes: f64,
     /// Clocks that people read jump.
     pub(crate) clock_jumps: usize,
+    /// Most changes are of who has which address.
+    pub(crate) moves: bool,
 }
 
 impl Default for Knobs {
@@ -136,6 +138,7 @@ impl Default for Knobs {
             stale_lists: 0.0,
             slow_revokes: 0.0,
             clock_jumps: 0,
+            moves: false,
         }
     }
 }
