@@ -5,7 +5,7 @@ LOCKED := $(if $(CI),--locked)
 CRD := crds/serviceregistrations.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build fmt lint test demo bench crds deny clean
+.PHONY: help setup tools build fmt lint test soak mutants demo bench crds deny clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,14 @@ lint: setup ## check the format, and clippy with warnings as errors
 # The tools first: inside a test their progress would not be seen.
 test: lint tools ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests
 	cargo test --workspace --no-fail-fast $(LOCKED)
+
+# SOAK_MINUTES and SOAK_SCHEDULES say for how long: make soak SOAK_SCHEDULES=100000
+soak: setup ## run the simulation with new seeds, 30 minutes or SOAK_MINUTES or SOAK_SCHEDULES
+	cargo test $(LOCKED) --profile soak --test simulation soak -- --ignored --nocapture
+
+# GUARDS names some: make mutants GUARDS="lane,barrier"
+mutants: tools ## take the guards of the protocol out one at a time: a test has to fail for each
+	GUARDS="$(GUARDS)" cargo test $(LOCKED) --test guards -- --ignored --nocapture
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step
 	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo

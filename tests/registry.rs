@@ -1091,6 +1091,37 @@ async fn another_member_takes_over_from_one_that_was_killed_or_frozen() {
     work.leases_are_kept(&mut client, 20).await;
 }
 
+/// Without `hasleader` in its metadata such a request waits until it is given up.
+#[tokio::test]
+async fn a_member_without_a_leader_says_so_at_once() {
+    let etcd = Etcd::start_as(|builder| builder.members(3)).await;
+    let settings = Settings {
+        endpoints: vec![etcd.url()],
+        ..etcd.settings()
+    };
+    let connection = Connection::connect(settings).await.unwrap();
+    let session = timeout(SOON, connection.ready()).await.unwrap();
+    etcd.does(|etcd| {
+        etcd.kill_member(1)?;
+        etcd.kill_member(2)
+    })
+    .await;
+    let end = Instant::now() + 2 * SOON;
+    let put = Request::Txn(Txn {
+        then: vec![Op::Put(bytes("key"), bytes("value"), 0)],
+        ..Txn::default()
+    });
+    loop {
+        assert!(Instant::now() < end, "no request was refused at once");
+        let asked = Instant::now();
+        let answer = execute(&session.client, put.clone(), SOON).await;
+        // Until the member has noticed, a request may be taken and wait.
+        if answer.is_err() && asked.elapsed() < DEADLINE {
+            break;
+        }
+    }
+}
+
 #[tokio::test]
 async fn another_endpoint_is_used_when_a_connection_leads_into_a_black_hole() {
     let etcd = Etcd::start().await;
