@@ -470,6 +470,8 @@ fn show(numbers: &Numbers, before: &mut Numbers, metrics: &Metrics, waiting: usi
     metrics.records_mirrored.set(gauge(numbers.mirrored));
     metrics.leases_kept.set(gauge(numbers.leases));
     metrics.lanes_busy.set(gauge(numbers.lanes_busy));
+    metrics.puts_slowed_down.set(gauge(numbers.slowed_down));
+    metrics.pods_over_limit.set(gauge(numbers.over_limit));
     metrics.queue_depth.set(gauge(waiting + numbers.queued));
     metrics.puts.inc_by(numbers.puts - before.puts);
     metrics.removals.inc_by(numbers.removals - before.removals);

@@ -122,7 +122,7 @@ pub struct RunArgs {
     /// Whose keys these are.
     #[command(flatten)]
     pub name: NameArgs,
-    /// The policy file: who may write where. Without it each namespace may use the Json format below
+    /// The policy file: who may write where, and how much. Without it each namespace may use the Json format below
     /// /services/<namespace>/. It is read again when it changes.
     #[arg(long, env = "ETCD_REGISTRAR_POLICY_FILE", value_name = "FILE")]
     pub policy_file: Option<PathBuf>,

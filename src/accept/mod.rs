@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use crate::api::reason;
 use crate::api::{
     Address, AddressFamily, FormatType, MAX_LABEL_KEY, MAX_LEASE_TTL_SECONDS, MAX_METADATA,
-    MAX_PORTS, MAX_STATIC_VALUE, MAX_WEIGHT, MIN_LEASE_TTL_SECONDS, MetadataSpec, Port,
-    PortProtocol, ServiceRegistrationSpec,
+    MAX_METADATA_CHARS, MAX_PORTS, MAX_STATIC_VALUE, MAX_WEIGHT, MIN_LEASE_TTL_SECONDS,
+    MetadataSpec, Port, PortProtocol, ServiceRegistrationSpec,
 };
 use crate::format::Format;
 use crate::model::endpoint::{Family, Protocol};
@@ -336,6 +336,16 @@ fn metadata(metadata: &MetadataSpec) -> Result<(), Refusal> {
                 "the value of {name:?} in metadata.static is too long: write at most {MAX_STATIC_VALUE} characters"
             )));
         }
+    }
+    let chars: usize = metadata
+        .statics
+        .iter()
+        .map(|(name, value)| name.chars().count() + value.chars().count())
+        .sum();
+    if chars > MAX_METADATA_CHARS {
+        return Err(invalid(format!(
+            "the names and values in metadata.static have {chars} characters together: write at most {MAX_METADATA_CHARS}"
+        )));
     }
     // A record has one value for a name; which one would be chance.
     let mut labels = metadata.labels.iter();

@@ -1,8 +1,8 @@
-//! Who may write where: the administrator's policy file.
+//! Who may write where, and how much: the administrator's policy file.
 //!
-//! Takes the file's text, gives rules that are asked for every registration. Must never grant more
-//! than a rule says: a rule grants only what all four of its lists name, and what no rule grants is
-//! refused.
+//! Takes the file's text, gives rules that are asked for every registration, and the limits of each
+//! namespace. Must never grant more than a rule says: a rule grants only what all four of its lists
+//! name, and what no rule grants is refused.
 //!
 //! ```yaml
 //! rules:
@@ -14,12 +14,27 @@
 //!     formats: [Plain]
 //!     prefixes: ["", "/teams/{namespace}/*"]   # no prefix at all; any prefix below one
 //!     services: ["{namespace}.*"]
+//! limits:
+//!   - namespaces: [shop]                       # the first entry that names a namespace counts for it
+//!     registrations: 20
+//!     endpoints: 2000
+//!     endpointsPerRegistration: 500
 //! ```
 
 use serde::Deserialize;
 
 use crate::api::FormatType;
 use crate::model::names;
+
+/// The most registrations of a namespace where the policy says nothing: each has a scope that is
+/// watched, and a lease.
+pub const DEFAULT_REGISTRATIONS: u32 = 500;
+/// The most endpoints of a namespace where the policy says nothing: some 30 MB in etcd with records of
+/// usual size, 400 MB with the longest metadata that is taken.
+pub const DEFAULT_ENDPOINTS: u32 = 50_000;
+/// The most endpoints of a registration where the policy says nothing: twice the largest that is
+/// measured (10,000), so that all of its pods can be replaced at once.
+pub const DEFAULT_ENDPOINTS_PER_REGISTRATION: u32 = 20_000;
 
 /// What `{namespace}` is written as.
 const NAMESPACE: &str = "{namespace}";
@@ -29,11 +44,58 @@ const NAMESPACE: &str = "{namespace}";
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a mapping with the one member `rules`"
+    expecting = "a mapping with the members `rules` and, if wanted, `limits`"
 )]
 pub struct Policy {
     /// Each of them grants; none takes away.
     pub rules: Vec<Rule>,
+    /// How much a namespace may have; the first entry that names it counts.
+    #[serde(default)]
+    pub limits: Vec<LimitsRule>,
+}
+
+/// How much each of some namespaces may have.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    expecting = "limits: a mapping with the members `namespaces` and, if wanted, `registrations`, `endpoints` and `endpointsPerRegistration`"
+)]
+pub struct LimitsRule {
+    /// The namespaces that it is for.
+    pub namespaces: Vec<NamespacePattern>,
+    /// The most registrations of a namespace.
+    #[serde(default = "default_registrations")]
+    pub registrations: u32,
+    /// The most endpoints of all registrations of a namespace.
+    #[serde(default = "default_endpoints")]
+    pub endpoints: u32,
+    /// The most endpoints of one registration.
+    #[serde(default = "default_endpoints_per_registration")]
+    pub endpoints_per_registration: u32,
+}
+
+fn default_registrations() -> u32 {
+    DEFAULT_REGISTRATIONS
+}
+
+fn default_endpoints() -> u32 {
+    DEFAULT_ENDPOINTS
+}
+
+fn default_endpoints_per_registration() -> u32 {
+    DEFAULT_ENDPOINTS_PER_REGISTRATION
+}
+
+/// How much one namespace may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most registrations.
+    pub registrations: u32,
+    /// The most endpoints of all registrations.
+    pub endpoints: u32,
+    /// The most endpoints of one registration.
+    pub endpoints_per_registration: u32,
 }
 
 /// A rule grants what all of its lists name.
@@ -101,6 +163,29 @@ impl Policy {
         })
     }
 
+    /// How much a namespace may have.
+    #[must_use]
+    pub fn limits(&self, namespace: &str) -> Limits {
+        let found = self.limits.iter().find(|entry| {
+            entry
+                .namespaces
+                .iter()
+                .any(|pattern| glob(&pattern.0, namespace))
+        });
+        found.map_or(
+            Limits {
+                registrations: DEFAULT_REGISTRATIONS,
+                endpoints: DEFAULT_ENDPOINTS,
+                endpoints_per_registration: DEFAULT_ENDPOINTS_PER_REGISTRATION,
+            },
+            |entry| Limits {
+                registrations: entry.registrations,
+                endpoints: entry.endpoints,
+                endpoints_per_registration: entry.endpoints_per_registration,
+            },
+        )
+    }
+
     /// What is granted to a namespace for a format: prefixes and services of each rule, for a
     /// message.
     pub(super) fn granted(
@@ -129,6 +214,7 @@ impl Default for Policy {
                 prefixes: vec![PrefixPattern("/services/{namespace}/".to_owned())],
                 services: any_service(),
             }],
+            limits: Vec::new(),
         }
     }
 }
@@ -307,6 +393,22 @@ rules:
             ("", &["missing field `rules`"][..]),
             ("rulez: []", &["unknown field `rulez`, expected `rules`"]),
             (
+                "rules: []\nlimits: [{namespaces: [a], endpoint: 1}]",
+                &[
+                    "unknown field `endpoint`",
+                    "`endpointsPerRegistration`",
+                    "line 2",
+                ],
+            ),
+            (
+                "rules: []\nlimits: [{namespaces: [a], endpoints: -1}]",
+                &["expected u32", "line 2"],
+            ),
+            (
+                "rules: []\nlimits: [{endpoints: 1}]",
+                &["missing field `namespaces`", "line 2"],
+            ),
+            (
                 "rules:\n  - namespaces: [a]\n    formats: [Jsn]\n    prefixes: []",
                 &["unknown variant `Jsn`", "`Json`, `Plain`, `Grpc`", "line 3"],
             ),
@@ -362,6 +464,25 @@ rules:
         for base in ["", "/", "x/", "/services/b/"] {
             assert!(policy.grants("a", FormatType::Plain, base, "x"), "{base:?}");
         }
+    }
+
+    #[test]
+    fn the_first_limits_that_name_a_namespace_count_and_what_they_leave_out_is_the_default() {
+        let policy = Policy::parse(
+            "rules: []\nlimits:\n- {namespaces: [shop], endpoints: 7}\n- {namespaces: ['s*', a], registrations: 1, endpointsPerRegistration: 2}",
+        )
+        .unwrap();
+        let defaults = Policy::default().limits("any");
+        let limits = |registrations, endpoints, endpoints_per_registration| Limits {
+            registrations,
+            endpoints,
+            endpoints_per_registration,
+        };
+        assert_eq!(defaults, limits(500, 50_000, 20_000));
+        assert_eq!(policy.limits("shop"), limits(500, 7, 20_000));
+        assert_eq!(policy.limits("shops"), limits(1, 50_000, 2));
+        assert_eq!(policy.limits("a"), limits(1, 50_000, 2));
+        assert_eq!(policy.limits("b"), defaults);
     }
 
     /// The plain definition, exponential and obvious.

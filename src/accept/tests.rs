@@ -408,3 +408,20 @@ fn a_refusal_stays_short_under_a_long_policy() {
     assert!(refusal.message.len() < 1_500, "{refusal}");
     assert!(refusal.message.contains("..."), "{refusal}");
 }
+
+#[test]
+fn the_metadata_of_a_record_has_an_end() {
+    let long = |count: usize| -> serde_json::Value {
+        let entries = (0..count).map(|at| (format!("name-{at:02}"), "x".repeat(256)));
+        json!({"metadata": {"static": entries.collect::<std::collections::BTreeMap<_, _>>()}})
+    };
+    let policy = Policy::default();
+    // 263 characters each.
+    assert!(try_accept(long(31), &policy).is_ok());
+    let refusal = try_accept(long(32), &policy).unwrap_err();
+    assert_eq!(refusal.reason, reason::INVALID);
+    assert!(
+        refusal.message.contains("8416") && refusal.message.contains("at most 8192"),
+        "{refusal}"
+    );
+}

@@ -14,6 +14,8 @@
 //! | `records_mirrored` | gauge | records of all clusters in the mirror |
 //! | `leases_kept` | gauge | leases that the keeper keeps alive |
 //! | `lanes_busy` | gauge | lanes with a transaction in flight |
+//! | `puts_slowed_down` | gauge | records that wait because their namespace has put too many of late |
+//! | `pods_over_limit` | gauge | ready pods that a limit of the policy leaves out, once for each registration |
 //! | `queue_depth` | gauge | inputs that wait for the engine |
 //! | `transactions_total{outcome="succeeded\|lost\|refused\|no_space\|unknown"}` | counter | transactions sent to etcd |
 //! | `puts_total`, `removals_total` | counter | records put and removed |
@@ -92,6 +94,10 @@ pub struct Metrics {
     pub leases_kept: Gauge,
     /// Lanes with a transaction in flight.
     pub lanes_busy: Gauge,
+    /// Records that wait because their namespace has put too many of late.
+    pub puts_slowed_down: Gauge,
+    /// Ready pods that a limit of the policy leaves out, once for each registration.
+    pub pods_over_limit: Gauge,
     /// Inputs that wait for the engine.
     pub queue_depth: Gauge,
     /// Records put.
@@ -144,6 +150,8 @@ impl Metrics {
             records_mirrored: Gauge::default(),
             leases_kept: Gauge::default(),
             lanes_busy: Gauge::default(),
+            puts_slowed_down: Gauge::default(),
+            pods_over_limit: Gauge::default(),
             queue_depth: Gauge::default(),
             puts: Counter::default(),
             removals: Counter::default(),
@@ -201,6 +209,16 @@ impl Metrics {
                 "lanes_busy",
                 "Lanes of the writer with a transaction in flight",
                 &self.lanes_busy,
+            ),
+            (
+                "puts_slowed_down",
+                "Records that wait because their namespace has put too many of late",
+                &self.puts_slowed_down,
+            ),
+            (
+                "pods_over_limit",
+                "Ready pods that a limit of the policy leaves out, once for each registration",
+                &self.pods_over_limit,
             ),
             (
                 "queue_depth",

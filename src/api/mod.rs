@@ -51,6 +51,9 @@ pub const MAX_METADATA: usize = 32;
 pub const MAX_LABEL_KEY: usize = 317;
 /// The most characters of a value in `metadata.static`.
 pub const MAX_STATIC_VALUE: usize = 256;
+/// The most characters of all names and values of the metadata of a record, so that 50,000 endpoints, the
+/// most of a namespace by default, leave room in an etcd of 2 GiB.
+pub const MAX_METADATA_CHARS: usize = 8_192;
 /// The most entries of each part of a selector.
 pub const MAX_SELECTOR: usize = 32;
 /// The most values of one expression of a selector.
@@ -332,7 +335,8 @@ pub struct MetadataSpec {
     #[schemars(schema_with = "schema::label_keys")]
     pub labels: Vec<String>,
 
-    /// The annotations of the pod to copy; those that are too long are left out.
+    /// The annotations of the pod to copy; those that are too long are left out, and so are labels
+    /// and annotations for which the 8,192 characters of a record's metadata have no room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::label_keys")]
     pub annotations: Vec<String>,

@@ -7,7 +7,10 @@
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use super::{MAX_LABEL_KEY, MAX_METADATA, MAX_SELECTOR, MAX_SELECTOR_VALUES, MAX_STATIC_VALUE};
+use super::{
+    MAX_LABEL_KEY, MAX_METADATA, MAX_METADATA_CHARS, MAX_SELECTOR, MAX_SELECTOR_VALUES,
+    MAX_STATIC_VALUE,
+};
 
 /// The name of a label, as Kubernetes checks it (RE2).
 const LABEL_KEY: &str =
@@ -109,6 +112,9 @@ pub(super) fn statics(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-validations": [{
             "rule": format!(r"self.all(name, size(name) > 0 && size(name) <= {MAX_LABEL_KEY} && !name.matches(r'\p{{Cc}}'))"),
             "message": format!("the names in metadata.static must have 1 to {MAX_LABEL_KEY} characters, none of them a control character"),
+        }, {
+            "rule": format!("self.map(name, size(name) + size(self[name])).sum() <= {MAX_METADATA_CHARS}"),
+            "message": format!("the names and values in metadata.static must have at most {MAX_METADATA_CHARS} characters together"),
         }],
     })
 }

@@ -14,6 +14,7 @@ pub mod kube_view;
 mod lane;
 mod leadership;
 mod need;
+mod pace;
 mod report;
 mod writer;
 
@@ -42,6 +43,7 @@ use kube_view::{KubeView, ListEnd};
 use lane::{LANES, Lane};
 use leadership::{Role, Session};
 use need::{Confirmed, Held, Turns};
+use pace::Pace;
 use report::Report;
 
 /// What the engine is told once.
@@ -104,6 +106,10 @@ pub struct Numbers {
     pub grants: u64,
     /// Leases revoked.
     pub revokes: u64,
+    /// Records that wait because their namespace has put too many of late.
+    pub slowed_down: usize,
+    /// Pods that a limit of the policy leaves out, once for each registration.
+    pub over_limit: usize,
     /// etcd has no space.
     pub no_space: bool,
 }
@@ -168,6 +174,7 @@ pub struct Engine {
     confirmed: HashMap<Key, Confirmed>,
     held: HashMap<Key, Held>,
     turns: HashMap<Uid, Turns>,
+    pace: Pace,
     checked: HashMap<Key, Revision>,
     /// When a change of Kubernetes came in that has not shown in the mirror, and whether it removes.
     pending: HashMap<Key, (u64, bool)>,
@@ -237,6 +244,7 @@ impl Engine {
             confirmed: HashMap::default(),
             held: HashMap::default(),
             turns: HashMap::default(),
+            pace: Pace::default(),
             checked: HashMap::default(),
             pending: HashMap::default(),
             reports: HashMap::default(),
@@ -366,6 +374,12 @@ impl Engine {
             .count();
         self.numbers.queued = self.lanes.iter().map(Lane::len).sum();
         self.numbers.lanes_busy = self.lanes.iter().filter(|lane| lane.is_busy()).count();
+        self.numbers.slowed_down = self.pace.all_waiting();
+        self.numbers.over_limit = self
+            .index
+            .registrations()
+            .map(|(_, stored)| (stored.beyond_own_limit + stored.beyond_namespace_limit) as usize)
+            .sum();
         self.numbers.no_space = self.no_space;
         &self.numbers
     }

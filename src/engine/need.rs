@@ -154,14 +154,31 @@ impl Engine {
             Need::Put(claim) => {
                 let put = put(&self.index, &self.mirror, key, claim)?;
                 let sockets = put.targets.iter().map(Target::socket);
-                // Else it is looked at again when what is in flight has landed.
-                self.address_is_free_in_flight(key, put.uid, sockets)
-                    .then(|| Due::Put(Box::new(put)))
+                if !self.address_is_free_in_flight(key, put.uid, sockets) {
+                    // Looked at again when what is in flight has landed.
+                    return None;
+                }
+                let turn = self.turn(key, claim.registration);
+                if turn > now {
+                    self.at(turn, Arc::clone(key));
+                    return None;
+                }
+                Some(Due::Put(Box::new(put)))
             }
             Need::LeaseKey(lease, slot) => Some(Due::LeaseKey(lease, slot)),
             Need::Delete => Some(Due::Delete),
             _ => None,
         }
+    }
+
+    /// When the namespace of a registration may put one more record.
+    fn turn(&mut self, key: &Key, registration: RegistrationId) -> u64 {
+        let now = self.now.monotonic;
+        let Some(stored) = self.index.registration(registration) else {
+            return now;
+        };
+        let endpoints = self.index.limits(&stored.namespace).endpoints;
+        self.pace.turn(key, &stored.namespace, endpoints, now)
     }
 
     /// Whether a key has to wait until an outcome is known. A removal without space has not: what may
@@ -523,6 +540,7 @@ impl Engine {
             let newest = turns.times.back().copied().unwrap_or(0).max(turns.last);
             now.saturating_sub(newest) <= TURNS_MICROS
         });
+        self.pace.sweep(now);
         self.held
             .retain(|_, held| now.saturating_sub(held.until) <= 2 * HELD_MOST_MICROS);
         let mirror = &self.mirror;

@@ -284,6 +284,7 @@ impl Engine {
             scope_refused,
             busy: !self.flying.is_empty() || self.lanes.iter().any(|lane| !lane.is_empty()),
             no_space: self.no_space,
+            slowed_down: self.pace.waiting(&stored.namespace),
             before,
         };
         let Some(status) = summary(&self.index, &self.mirror, id, &facts) else {
@@ -470,6 +471,7 @@ impl Engine {
             scope_refused: None,
             busy: !self.flying.is_empty() || self.lanes.iter().any(|lane| !lane.is_empty()),
             no_space: self.no_space,
+            slowed_down: 0,
             before,
         };
         let known = before

@@ -4,6 +4,7 @@
 //! changed, and for each key the record that is wanted. An event of a pod touches only the registrations
 //! of its namespace. Must never know what stands in etcd, and never do IO or read a clock.
 
+mod bound;
 pub mod pods;
 pub mod registrations;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::accept::policy::Policy;
+use crate::accept::policy::{Limits, Policy};
 use crate::accept::{AcceptSettings, Accepted, Refusal, accept};
 use crate::api::reason;
 use crate::engine::etcd::Key;
@@ -23,9 +24,11 @@ use crate::model::endpoint::{Endpoint, Target};
 use crate::model::maps::HashMap;
 use crate::model::pod::{Node, Pod};
 
+use bound::{Bound, PodPlace, RegistrationPlace};
 use pods::{PodId, Pods, StoredPod, Uid};
 use registrations::{
-    Member, RegistrationId, Seniority, Stamp, Standing, StoredRegistration, endpoints,
+    Beyond, Member, RegistrationId, Seniority, Stamp, Standing, StoredRegistration, endpoints,
+    endpoints_of_a_pod,
 };
 
 /// Who wants a key.
@@ -54,10 +57,25 @@ pub struct Touched {
     pub kept: BTreeSet<Arc<str>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Namespace {
     pods: Vec<PodId>,
     registrations: Vec<RegistrationId>,
+    /// Which of the registrations are served.
+    served: Bound<RegistrationPlace>,
+    /// Which pods, of those that are within the limits of their registrations, are registered.
+    endpoints: Bound<PodPlace>,
+}
+
+impl Namespace {
+    fn new(limits: Limits) -> Self {
+        Self {
+            pods: Vec::new(),
+            registrations: Vec::new(),
+            served: Bound::new(limits.registrations),
+            endpoints: Bound::new(limits.endpoints),
+        }
+    }
 }
 
 /// The index.
@@ -111,6 +129,12 @@ impl Index {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// How much a namespace may have.
+    #[must_use]
+    pub fn limits(&self, namespace: &str) -> Limits {
+        self.policy.limits(namespace)
     }
 
     /// The registration of that number.
@@ -308,6 +332,8 @@ impl Index {
                     return;
                 }
                 packed.place = known.place;
+                // A pod is created once; its place among the others hangs on it.
+                packed.created = known.created;
                 // A pod that left stays gone, whatever an old view says.
                 packed.left = packed.left || (known.left && !older_too);
                 let same = known.shows_the_same(&packed);
@@ -319,7 +345,7 @@ impl Index {
             }
             None => {
                 let namespace = Arc::clone(&packed.namespace);
-                let members = self.namespaces.entry(namespace).or_default();
+                let members = Self::namespace(&mut self.namespaces, &self.policy, namespace);
                 packed.place = u32::try_from(members.pods.len()).unwrap_or(u32::MAX);
                 let id = self.pods.insert(packed);
                 members.pods.push(id);
@@ -339,10 +365,10 @@ impl Index {
     fn remove_pod(&mut self, id: PodId, touched: &mut Touched) {
         let Some(pod) = self.pods.get(id) else { return };
         let (namespace, place) = (Arc::clone(&pod.namespace), pod.place);
-        let members = self.namespaces.entry(Arc::clone(&namespace)).or_default();
+        let members = Self::namespace(&mut self.namespaces, &self.policy, Arc::clone(&namespace));
         let registrations = members.registrations.clone();
         for registration in registrations {
-            self.set_member(registration, id, None, touched);
+            self.leave(registration, id, touched);
             if let Some(stored) = self.registration(registration)
                 && matches!(stored.standing, Standing::Kept { .. })
             {
@@ -381,24 +407,89 @@ impl Index {
             else {
                 return;
             };
-            let member = self.judge(registration, id);
-            self.set_member(registration, id, member, touched);
+            if self.selects(registration, id) {
+                self.join(registration, id, touched);
+            } else {
+                self.leave(registration, id, touched);
+            }
         }
     }
 
-    /// What a pod means to a registration now; `None`: nothing.
-    fn judge(&self, registration: RegistrationId, id: PodId) -> Option<(Member, Option<String>)> {
-        let accepted = self.registration(registration)?.serving()?;
-        let pod = self.pods.get(id)?;
-        if pod.left || !accepted.selector.matches(|key| pod.label(key)) {
-            return None;
+    /// A pod counts for a registration from now on, or may count in another way.
+    fn join(&mut self, registration: RegistrationId, id: PodId, touched: &mut Touched) {
+        let member_already = self
+            .registration(registration)
+            .is_some_and(|stored| stored.members.contains_key(&id));
+        let moved = if member_already {
+            Vec::new()
+        } else {
+            self.take_place(registration, id)
+        };
+        let member = self.judge(registration, id);
+        self.set_member(registration, id, Some(member), touched);
+        self.judge_moved(moved, touched);
+    }
+
+    /// A pod does not count for a registration any more, if it did.
+    fn leave(&mut self, registration: RegistrationId, id: PodId, touched: &mut Touched) {
+        let member = self
+            .registration(registration)
+            .is_some_and(|stored| stored.members.contains_key(&id));
+        let place = member.then(|| self.place(registration, id)).flatten();
+        self.set_member(registration, id, None, touched);
+        if let Some(place) = place {
+            let moved = self.give_up_place(&place);
+            self.judge_moved(moved, touched);
         }
+    }
+
+    /// Pods that a limit leaves out now, or does not any more.
+    fn judge_moved(&mut self, moved: Vec<PodPlace>, touched: &mut Touched) {
+        for place in moved {
+            let (registration, pod) = (place.registration, place.pod);
+            let counts = self
+                .registration(registration)
+                .is_some_and(|stored| stored.members.contains_key(&pod));
+            if counts {
+                let member = self.judge(registration, pod);
+                self.set_member(registration, pod, Some(member), touched);
+            }
+        }
+    }
+
+    /// Whether a pod counts for a registration: ready or not, it holds its place.
+    fn selects(&self, registration: RegistrationId, id: PodId) -> bool {
+        let accepted = self
+            .registration(registration)
+            .and_then(StoredRegistration::serving);
+        let (Some(accepted), Some(pod)) = (accepted, self.pods.get(id)) else {
+            return false;
+        };
+        !pod.left && accepted.selector.matches(|key| pod.label(key))
+    }
+
+    /// What a pod that a registration selects means to it now.
+    fn judge(&self, registration: RegistrationId, id: PodId) -> (Member, Option<String>) {
+        let nothing = (Member::default(), None);
+        let Some(accepted) = self
+            .registration(registration)
+            .and_then(StoredRegistration::serving)
+        else {
+            return nothing;
+        };
+        let Some(pod) = self.pods.get(id) else {
+            return nothing;
+        };
         let mut member = Member {
             ready: pod.ready,
             ..Member::default()
         };
         if !(pod.ready || accepted.publish_not_ready) {
-            return Some((member, None));
+            return (member, None);
+        }
+        member.beyond = self.beyond(registration, id);
+        if member.beyond.is_some() {
+            return (member, None);
         }
         match self.endpoints(accepted, pod, self.zone(pod), None) {
             Ok(found) => {
@@ -417,15 +508,173 @@ impl Index {
                         }
                     }
                 }
-                Some((member, None))
+                (member, None)
             }
             // A pod without an address yet is nothing to speak of.
-            Err(_) if pod.ips().next().is_none() => Some((member, None)),
+            Err(_) if pod.ips().next().is_none() => (member, None),
             Err(why) => {
                 member.lacks = true;
-                Some((member, Some(why)))
+                (member, Some(why))
             }
         }
+    }
+
+    // === limits ===
+
+    fn namespace<'a>(
+        namespaces: &'a mut HashMap<Arc<str>, Namespace>,
+        policy: &Policy,
+        name: Arc<str>,
+    ) -> &'a mut Namespace {
+        let limits = policy.limits(&name);
+        namespaces
+            .entry(name)
+            .or_insert_with(|| Namespace::new(limits))
+    }
+
+    /// The place of a pod in a registration that is served.
+    fn place(&self, registration: RegistrationId, id: PodId) -> Option<PodPlace> {
+        let stored = self.registration(registration)?;
+        let accepted = stored.serving()?;
+        let pod = self.pods.get(id)?;
+        Some(PodPlace {
+            since: pod.created.max(stored.created),
+            registration_created: stored.created,
+            full_name: Arc::clone(&stored.full_name),
+            pod_created: pod.created,
+            uid: pod.uid,
+            endpoints: endpoints_of_a_pod(accepted),
+            registration,
+            pod: id,
+        })
+    }
+
+    /// The places of a registration's pods.
+    fn places(&self, registration: RegistrationId) -> Vec<PodPlace> {
+        let stored = self.registration(registration);
+        let pods = stored.into_iter().flat_map(|stored| stored.members.keys());
+        pods.filter_map(|pod| self.place(registration, *pod))
+            .collect()
+    }
+
+    /// Those of them that are within its limit, and so in the bound of the namespace.
+    fn admitted_places(&self, registration: RegistrationId) -> Vec<PodPlace> {
+        let mut places = self.places(registration);
+        if let Some(stored) = self.registration(registration) {
+            places.retain(|place| stored.bound.admits(place));
+        }
+        places
+    }
+
+    /// The limit that leaves a pod out.
+    fn beyond(&self, registration: RegistrationId, id: PodId) -> Option<Beyond> {
+        let stored = self.registration(registration)?;
+        let namespace = self.namespaces.get(&stored.namespace)?;
+        if stored.bound.admits_all() && namespace.endpoints.admits_all() {
+            return None;
+        }
+        let place = self.place(registration, id)?;
+        if !stored.bound.admits(&place) {
+            return Some(Beyond::Registration);
+        }
+        (!namespace.endpoints.admits(&place)).then_some(Beyond::Namespace)
+    }
+
+    /// Works on the bound of a namespace; the second argument gives what is in it already, but for one
+    /// registration.
+    fn with_endpoints<R>(
+        &mut self,
+        name: &Arc<str>,
+        except: Option<RegistrationId>,
+        work: impl FnOnce(&mut Bound<PodPlace>, &dyn Fn() -> Vec<PodPlace>) -> R,
+    ) -> Option<R> {
+        let namespace = self.namespaces.get_mut(name)?;
+        let mut bound = std::mem::take(&mut namespace.endpoints);
+        let others = || -> Vec<PodPlace> {
+            let registrations = self.namespaces.get(name).map(|found| &found.registrations);
+            registrations
+                .into_iter()
+                .flatten()
+                .filter(|id| Some(**id) != except)
+                .flat_map(|id| self.admitted_places(*id))
+                .collect()
+        };
+        let result = work(&mut bound, &others);
+        if let Some(namespace) = self.namespaces.get_mut(name) {
+            namespace.endpoints = bound;
+        }
+        Some(result)
+    }
+
+    fn with_bound<R>(
+        &mut self,
+        registration: RegistrationId,
+        work: impl FnOnce(&mut Bound<PodPlace>, &dyn Fn() -> Vec<PodPlace>) -> R,
+    ) -> Option<R> {
+        let stored = self
+            .registrations
+            .get_mut(registration as usize)?
+            .as_mut()?;
+        let mut bound = std::mem::take(&mut stored.bound);
+        let result = work(&mut bound, &|| self.places(registration));
+        if let Some(Some(stored)) = self.registrations.get_mut(registration as usize) {
+            stored.bound = bound;
+        }
+        Some(result)
+    }
+
+    /// A pod that is about to count takes its place; gives all whose standing changed with it.
+    fn take_place(&mut self, registration: RegistrationId, id: PodId) -> Vec<PodPlace> {
+        let (Some(place), Some(namespace)) = (
+            self.place(registration, id),
+            self.registration(registration)
+                .map(|stored| Arc::clone(&stored.namespace)),
+        ) else {
+            return Vec::new();
+        };
+        let own = vec![place.clone()];
+        let mut moved = self
+            .with_bound(registration, |bound, others| bound.add(own, others))
+            .unwrap_or_default();
+        let freed = self.with_endpoints(&namespace, None, |bound, others| {
+            let mut changed = Vec::new();
+            for out in moved.iter().filter(|out| **out != place) {
+                changed.extend(bound.remove(out));
+            }
+            if !moved.contains(&place) {
+                changed.extend(bound.add(vec![place.clone()], others));
+            }
+            changed
+        });
+        moved.extend(freed.into_iter().flatten());
+        moved
+    }
+
+    /// A pod that does not count any more gives up its place; gives all whose standing changed with it.
+    fn give_up_place(&mut self, place: &PodPlace) -> Vec<PodPlace> {
+        let registration = place.registration;
+        let Some(namespace) = self
+            .registration(registration)
+            .map(|stored| Arc::clone(&stored.namespace))
+        else {
+            return Vec::new();
+        };
+        let (was_within, mut moved) = self
+            .with_bound(registration, |bound, _| {
+                (bound.admits(place), bound.remove(place))
+            })
+            .unwrap_or_default();
+        let next = moved.clone();
+        let changed = self.with_endpoints(&namespace, None, |bound, others| {
+            let mut changed = Vec::new();
+            if was_within {
+                changed.extend(bound.remove(place));
+            }
+            changed.extend(bound.add(next, others));
+            changed
+        });
+        moved.extend(changed.into_iter().flatten());
+        moved
     }
 
     fn set_member(
@@ -458,6 +707,7 @@ impl Index {
         if let Some(old) = &old {
             stored.selected -= 1;
             stored.ready -= u32::from(old.ready);
+            stored.count_beyond(old.beyond, -1);
             if old.lacks {
                 stored.lacking.retain(|(name, _)| *name != known.name);
             }
@@ -467,6 +717,7 @@ impl Index {
         if let Some((member, why)) = new {
             stored.selected += 1;
             stored.ready += u32::from(member.ready);
+            stored.count_beyond(member.beyond, 1);
             if let Some(why) = why {
                 stored.lacking.insert((known.name.clone(), why));
             }
@@ -632,7 +883,10 @@ impl Index {
             selected: 0,
             ready: 0,
             lacking: BTreeSet::new(),
+            beyond_own_limit: 0,
+            beyond_namespace_limit: 0,
             members: HashMap::default(),
+            bound: Bound::new(0),
             epoch: self.epoch,
         };
         let id = if let Some(id) = self.free.pop() {
@@ -645,12 +899,29 @@ impl Index {
             u32::try_from(self.registrations.len() - 1).unwrap_or(u32::MAX)
         };
         self.by_name.insert(full_name, id);
-        self.namespaces
-            .entry(namespace)
-            .or_default()
-            .registrations
-            .push(id);
+        let others = self.registration_places(&namespace);
+        let own = self.registration_place(id);
+        let served = Self::namespace(&mut self.namespaces, &self.policy, namespace);
+        served.registrations.push(id);
+        let moved = served.served.add(own.into_iter().collect(), || others);
         self.rejudge(id, touched);
+        for place in moved.iter().filter(|place| place.registration != id) {
+            self.rejudge(place.registration, touched);
+        }
+    }
+
+    fn registration_place(&self, id: RegistrationId) -> Option<RegistrationPlace> {
+        self.registration(id).map(|stored| RegistrationPlace {
+            created: stored.created,
+            name: Arc::clone(&stored.name),
+            registration: id,
+        })
+    }
+
+    fn registration_places(&self, namespace: &str) -> Vec<RegistrationPlace> {
+        let found = self.namespaces.get(namespace);
+        let ids = found.into_iter().flat_map(|found| &found.registrations);
+        ids.filter_map(|id| self.registration_place(*id)).collect()
     }
 
     /// A registration was deleted; one of that name with another UID is not meant.
@@ -668,9 +939,16 @@ impl Index {
         touched.removed.push(Arc::clone(&stored.full_name));
         let mut members: Vec<PodId> = stored.members.keys().copied().collect();
         members.sort_unstable();
+        let places = self.admitted_places(id);
         for pod in members {
             self.set_member(id, pod, None, touched);
         }
+        let moved = self.with_endpoints(&namespace, Some(id), |bound, _| {
+            let freed = places.iter().flat_map(|place| bound.remove(place));
+            freed.collect::<Vec<PodPlace>>()
+        });
+        self.judge_moved(moved.unwrap_or_default(), touched);
+        let place = self.registration_place(id);
         self.by_name.remove(full_name);
         if let Some(slot) = self.registrations.get_mut(id as usize) {
             *slot = None;
@@ -679,8 +957,12 @@ impl Index {
         touched.registrations.remove(&id);
         if let Some(members) = self.namespaces.get_mut(&namespace) {
             members.registrations.retain(|other| *other != id);
+            let next = place.map(|place| members.served.remove(&place));
             if members.pods.is_empty() && members.registrations.is_empty() {
                 self.namespaces.remove(&namespace);
+            }
+            for place in next.into_iter().flatten() {
+                self.rejudge(place.registration, touched);
             }
         }
     }
@@ -691,6 +973,19 @@ impl Index {
             return;
         }
         self.policy = policy;
+        let names: Vec<Arc<str>> = self.namespaces.keys().cloned().collect();
+        for name in names {
+            let limits = self.policy.limits(&name);
+            let registrations = self.registration_places(&name);
+            self.with_endpoints(&name, None, |bound, all| {
+                bound.set_limit(limits.endpoints, all);
+            });
+            if let Some(namespace) = self.namespaces.get_mut(&name) {
+                namespace
+                    .served
+                    .set_limit(limits.registrations, || registrations);
+            }
+        }
         let all: Vec<RegistrationId> = self.by_name.values().copied().collect();
         for id in all {
             self.rejudge(id, touched);
@@ -699,6 +994,8 @@ impl Index {
 
     /// Accepts or refuses a registration anew and looks at every pod of its namespace.
     fn rejudge(&mut self, id: RegistrationId, touched: &mut Touched) {
+        let places_before = self.admitted_places(id);
+        let served = self.is_served(id);
         let Some(stored) = self
             .registrations
             .get_mut(id as usize)
@@ -707,7 +1004,9 @@ impl Index {
             return;
         };
         touched.registrations.insert(id);
+        let limits = self.policy.limits(&stored.namespace);
         let verdict = match &stored.spec {
+            _ if !served => Err(too_many(&stored.namespace, limits.registrations)),
             Ok(spec) => accept(
                 &stored.namespace,
                 &stored.name,
@@ -732,6 +1031,7 @@ impl Index {
         };
         let slot = stored.serving().map(|accepted| slot_name(stored, accepted));
         stored.slot = slot.map(Arc::new);
+        stored.bound = Bound::new(limits.endpoints_per_registration);
         let mut pods: BTreeSet<PodId> = stored.members.keys().copied().collect();
         let namespace = Arc::clone(&stored.namespace);
         if stored.serving().is_some()
@@ -739,10 +1039,46 @@ impl Index {
         {
             pods.extend(namespace.pods.iter().copied());
         }
+        let selected: BTreeSet<PodId> = pods
+            .iter()
+            .copied()
+            .filter(|pod| self.selects(id, *pod))
+            .collect();
+        let mut places: Vec<PodPlace> = selected
+            .iter()
+            .filter_map(|pod| self.place(id, *pod))
+            .collect();
+        if let Some(Some(stored)) = self.registrations.get_mut(id as usize) {
+            let out = stored.bound.add(places.clone(), Vec::new);
+            if !out.is_empty() {
+                places.retain(|place| stored.bound.admits(place));
+            }
+        }
+        let moved = self.with_endpoints(&namespace, Some(id), |bound, others| {
+            let mut moved = Vec::new();
+            for place in &places_before {
+                moved.extend(bound.remove(place));
+            }
+            moved.extend(bound.add(places, others));
+            moved
+        });
         for pod in pods {
-            let member = self.judge(id, pod);
+            let member = selected.contains(&pod).then(|| self.judge(id, pod));
             self.set_member(id, pod, member, touched);
         }
+        let mut others: Vec<PodPlace> = moved.into_iter().flatten().collect();
+        others.retain(|place| place.registration != id);
+        self.judge_moved(others, touched);
+    }
+
+    /// Whether a registration is among those of its namespace that the limit lets be served.
+    fn is_served(&self, id: RegistrationId) -> bool {
+        let found = self
+            .registration(id)
+            .and_then(|stored| self.namespaces.get(&stored.namespace));
+        found
+            .zip(self.registration_place(id))
+            .is_none_or(|(namespace, place)| namespace.served.admits(&place))
     }
 
     // === lists ===
@@ -803,6 +1139,17 @@ fn older(seen: u32, epoch: u32) -> bool {
     seen != epoch && epoch.wrapping_sub(seen) < u32::MAX / 2
 }
 
+/// More registrations than the policy lets a namespace have.
+fn too_many(namespace: &str, most: u32) -> Refusal {
+    Refusal {
+        reason: reason::TOO_MANY_REGISTRATIONS,
+        message: format!(
+            "at most {most} ServiceRegistrations of a namespace are served, those that were created first, and namespace {namespace} has more: \
+             delete some, or ask an administrator to raise `registrations` for this namespace under `limits` in the policy file"
+        ),
+    }
+}
+
 /// The slot that a registration's records belong on.
 fn slot_name(stored: &StoredRegistration, accepted: &Accepted) -> SlotName {
     SlotName {
@@ -829,3 +1176,6 @@ fn release<K: std::hash::Hash + Eq>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

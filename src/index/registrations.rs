@@ -10,13 +10,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::accept::{Accepted, AddressKind, Refusal};
-use crate::api::ServiceRegistrationStatus;
+use crate::api::{MAX_METADATA_CHARS, ServiceRegistrationStatus};
 use crate::engine::etcd::Key;
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Endpoint, Target};
 use crate::model::maps::HashMap;
 use crate::model::pod::ContainerPort;
 
+use super::bound::{Bound, PodPlace};
 use super::pods::{PodId, StoredPod, addresses};
 
 /// The number of a registration in the index.
@@ -42,6 +43,15 @@ pub enum Standing {
     },
 }
 
+/// Which limit of the policy leaves a pod out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beyond {
+    /// `endpointsPerRegistration`.
+    Registration,
+    /// `endpoints` of the namespace.
+    Namespace,
+}
+
 /// What one pod means to one registration.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Member {
@@ -49,6 +59,8 @@ pub(super) struct Member {
     pub(super) ready: bool,
     /// Why it has no endpoint although it is ready.
     pub(super) lacks: bool,
+    /// It would have endpoints, but a limit leaves it out.
+    pub(super) beyond: Option<Beyond>,
     /// The keys that it wants.
     pub(super) keys: SmallVec<[Key; 1]>,
     /// The targets that these stand for.
@@ -111,7 +123,13 @@ pub struct StoredRegistration {
     pub ready: u32,
     /// Names of pods that are ready and have no endpoint, with the reason.
     pub lacking: BTreeSet<(Box<str>, String)>,
+    /// Pods that the limit of a registration leaves out.
+    pub beyond_own_limit: u32,
+    /// Pods that the limit of the namespace leaves out.
+    pub beyond_namespace_limit: u32,
     pub(super) members: HashMap<PodId, Member>,
+    /// Which of its pods are within the limit of a registration.
+    pub(super) bound: Bound<PodPlace>,
     pub(super) epoch: u32,
 }
 
@@ -125,11 +143,27 @@ impl StoredRegistration {
         }
     }
 
+    pub(super) fn count_beyond(&mut self, beyond: Option<Beyond>, by: i32) {
+        let count = match beyond {
+            Some(Beyond::Registration) => &mut self.beyond_own_limit,
+            Some(Beyond::Namespace) => &mut self.beyond_namespace_limit,
+            None => return,
+        };
+        *count = count.saturating_add_signed(by);
+    }
+
     /// What orders two registrations that want one key: the older comes first.
     #[must_use]
     pub fn seniority(&self) -> Seniority<'_> {
         (self.created, &self.namespace, &self.name)
     }
+}
+
+/// The most endpoints of a pod. A family that a pod does not have counts too, so that an address that comes
+/// later finds room.
+pub(super) fn endpoints_of_a_pod(accepted: &Accepted) -> u32 {
+    let families = accepted.families.len().max(1);
+    u32::try_from(accepted.ports.len() * families).unwrap_or(u32::MAX)
 }
 
 /// The endpoints of a pod, or why a ready pod has none.
@@ -222,5 +256,20 @@ fn metadata(accepted: &Accepted, pod: &StoredPod) -> Vec<(String, String)> {
     entries.reverse();
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     entries.dedup_by(|next, kept| next.0 == kept.0);
+    let chars = |name: &str, value: &str| name.chars().count() + value.chars().count();
+    let statics = accepted.statics.iter();
+    let mut left = statics.fold(MAX_METADATA_CHARS, |left, (name, value)| {
+        left.saturating_sub(chars(name, value))
+    });
+    entries.retain(|(name, value)| {
+        if accepted.statics.iter().any(|(known, _)| known == name) {
+            return true;
+        }
+        let fits = chars(name, value) <= left;
+        if fits {
+            left -= chars(name, value);
+        }
+        fits
+    });
     entries
 }

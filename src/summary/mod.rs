@@ -49,6 +49,8 @@ pub struct Facts<'a> {
     pub busy: bool,
     /// etcd has no space.
     pub no_space: bool,
+    /// Records of the namespace that wait because it has put too many of late.
+    pub slowed_down: usize,
     /// The conditions that were there before, for the times of their last changes.
     pub before: &'a [Condition],
 }
@@ -283,12 +285,24 @@ fn ready(
                     "{missing} endpoints can't be registered: etcd has no space left (alarm NOSPACE). Compact and defragment it or raise its quota, then: etcdctl alarm disarm"
                 ),
             )
+        } else if facts.slowed_down > 0 {
+            no(
+                reason::TOO_MANY_CHANGES,
+                format!(
+                    "{missing} endpoints are on their way to etcd, and {} of namespace {} have to wait: so many were changed that they are slowed down, removals excepted. \
+                     Find out what changes ServiceRegistrations, labels or the readiness of pods all the time",
+                    facts.slowed_down, stored.namespace
+                ),
+            )
         } else {
             no(
                 reason::PENDING,
                 format!("{missing} endpoints are on their way to etcd"),
             )
         };
+    }
+    if let Some(message) = beyond(index, stored, accepted) {
+        return no(reason::TOO_MANY_ENDPOINTS, message);
     }
     if let Some((pod, why)) = stored.lacking.iter().next() {
         let others = stored.lacking.len() - 1;
@@ -312,6 +326,26 @@ fn ready(
             n => format!("{n} endpoints are registered"),
         },
     }
+}
+
+/// Which limit leaves pods out, and what to do.
+fn beyond(index: &Index, stored: &StoredRegistration, accepted: &Accepted) -> Option<String> {
+    let limits = index.limits(&stored.namespace);
+    let (pods, most, of, member) = if stored.beyond_own_limit > 0 {
+        let most = limits.endpoints_per_registration;
+        let member = "endpointsPerRegistration";
+        (stored.beyond_own_limit, most, "a registration", member)
+    } else if stored.beyond_namespace_limit > 0 {
+        let pods = stored.beyond_namespace_limit;
+        (pods, limits.endpoints, "a namespace", "endpoints")
+    } else {
+        return None;
+    };
+    let each = accepted.ports.len() * accepted.families.len().max(1);
+    Some(format!(
+        "{pods} ready pods are left out: {of} may have at most {most} endpoints, {each} for each pod that this one selects; those that came first count. \
+         Select fewer pods or ports, or ask an administrator to raise `{member}` for this namespace under `limits` in the policy file"
+    ))
 }
 
 /// How many of the keys that a registration wins have not been read back as wanted.

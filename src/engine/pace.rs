@@ -1,0 +1,162 @@
+//! How fast the records of a namespace may be put.
+//!
+//! Takes the puts that are about to be sent, gives those that have to wait and until when. One tenant who
+//! changes a registration, labels or readiness all the time must not keep etcd busy for the others. Must
+//! never hold up a removal, and never read a clock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::etcd::Key;
+
+/// All of a namespace's endpoints can be put so often at once: a registration that is moved puts each once,
+/// and a wiped etcd may come right after.
+const AT_ONCE: u64 = 2;
+/// The fewest puts at once, so that a small limit slows down nobody who replaces his pods.
+const LEAST_AT_ONCE: u64 = 1_000;
+/// After that, all of them can be put once in so many seconds.
+const ROUND_SECONDS: u64 = 60;
+/// The fewest puts a second, for the same reason as [`LEAST_AT_ONCE`]; etcd takes ten thousands.
+const LEAST_PER_SECOND: u64 = 100;
+const SECOND: u64 = 1_000_000;
+
+/// The puts of all namespaces.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// When each namespace would have put all that it was let put, at its rate alone (microseconds).
+    namespaces: HashMap<Arc<str>, u64>,
+    /// Keys that wait for their turn, and whose they are.
+    waiting: HashMap<Key, (u64, Arc<str>)>,
+    /// How many of them each namespace has.
+    counts: HashMap<Arc<str>, usize>,
+}
+
+impl Pace {
+    /// When a record may be put: now, or at the time that is given. `endpoints` is the limit of the namespace.
+    pub(super) fn turn(
+        &mut self,
+        key: &Key,
+        namespace: &Arc<str>,
+        endpoints: u32,
+        now: u64,
+    ) -> u64 {
+        if let Some((turn, _)) = self.waiting.get(key) {
+            let turn = *turn;
+            if turn <= now {
+                self.forget(key);
+            }
+            return turn;
+        }
+        let endpoints = u64::from(endpoints);
+        let per_second = (endpoints / ROUND_SECONDS).max(LEAST_PER_SECOND);
+        let at_once = (endpoints * AT_ONCE).max(LEAST_AT_ONCE);
+        let each = SECOND / per_second;
+        let spent = match self.namespaces.get_mut(namespace) {
+            Some(spent) => spent,
+            None => self.namespaces.entry(Arc::clone(namespace)).or_default(),
+        };
+        *spent = (*spent).max(now) + each;
+        let turn = spent.saturating_sub(at_once * each);
+        if turn <= now {
+            return now;
+        }
+        let waits = (turn, Arc::clone(namespace));
+        self.waiting.insert(Arc::clone(key), waits);
+        *self.counts.entry(Arc::clone(namespace)).or_default() += 1;
+        turn
+    }
+
+    /// How many records of a namespace wait for their turn.
+    pub(super) fn waiting(&self, namespace: &str) -> usize {
+        self.counts.get(namespace).copied().unwrap_or(0)
+    }
+
+    /// How many records wait for their turn.
+    pub(super) fn all_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// A key does not wait any more.
+    pub(super) fn forget(&mut self, key: &Key) {
+        if let Some((_, namespace)) = self.waiting.remove(key)
+            && let Some(count) = self.counts.get_mut(&namespace)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&namespace);
+            }
+        }
+    }
+
+    /// Forgets namespaces that have not put more than their rate, and turns that nobody took.
+    pub(super) fn sweep(&mut self, now: u64) {
+        self.namespaces.retain(|_, spent| *spent > now);
+        let late: Vec<Key> = self
+            .waiting
+            .iter()
+            .filter(|(_, (turn, _))| turn + SECOND < now)
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in late {
+            self.forget(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Key {
+        number.to_be_bytes().as_slice().into()
+    }
+
+    /// Lets a namespace put as much as it may until a time.
+    fn put_until(pace: &mut Pace, name: &Arc<str>, endpoints: u32, from: u64, to: u64) -> u64 {
+        let (mut now, mut put) = (from, 0);
+        while now < to {
+            let turn = pace.turn(&key(put), name, endpoints, now);
+            if turn <= now {
+                put += 1;
+            } else {
+                now = turn;
+            }
+        }
+        put
+    }
+
+    #[test]
+    fn all_endpoints_twice_at_once_and_then_once_a_minute() {
+        let shop: Arc<str> = "shop".into();
+        let mut pace = Pace::default();
+        assert_eq!(put_until(&mut pace, &shop, 60_000, 0, 1), 120_000);
+        let put = put_until(&mut pace, &shop, 60_000, 1, 60 * SECOND);
+        assert!((59_990..=60_000).contains(&put), "{put}");
+        // Others are not concerned, and small limits leave room.
+        let other: Arc<str> = "other".into();
+        let put = put_until(&mut pace, &other, 10, 0, SECOND);
+        assert!((1_095..=1_100).contains(&put), "{put}");
+        // What was not used comes back, but no more than all of it.
+        pace.sweep(1_000 * SECOND);
+        let day = 86_400 * SECOND;
+        assert_eq!(put_until(&mut pace, &shop, 60_000, day, day + 1), 120_000);
+    }
+
+    #[test]
+    fn who_waits_keeps_the_turn_and_is_counted() {
+        let shop: Arc<str> = "shop".into();
+        let mut pace = Pace::default();
+        let put = put_until(&mut pace, &shop, 1, 0, 1);
+        // The one that found no room.
+        assert_eq!((pace.waiting("shop"), pace.all_waiting()), (1, 1));
+        let turn = pace.turn(&key(put), &shop, 1, 1);
+        assert!(turn > 1);
+        assert_eq!(pace.turn(&key(put), &shop, 1, 2), turn);
+        assert!(pace.turn(&key(put + 1), &shop, 1, 2) > turn);
+        assert_eq!(pace.waiting("shop"), 2);
+        assert_eq!(pace.turn(&key(put), &shop, 1, turn), turn);
+        assert_eq!(pace.waiting("shop"), 1);
+        pace.sweep(turn + 3 * SECOND);
+        assert_eq!((pace.waiting("shop"), pace.all_waiting()), (0, 0));
+    }
+}
