@@ -31,13 +31,13 @@ pub struct ClientOptions {
 pub enum ClientError {
     /// The kubeconfig can't be used.
     #[error(
-        "can't use the kubeconfig {file}: {source}; check --kubeconfig, KUBECONFIG and --context"
+        "can't use the kubeconfig {file}: {what}; check --kubeconfig, KUBECONFIG and --context"
     )]
     Kubeconfig {
         /// Where it was looked for.
         file: String,
         /// What is wrong with it.
-        source: KubeconfigError,
+        what: String,
     },
     /// There is no kubeconfig, and this is no pod.
     #[error(
@@ -54,7 +54,7 @@ pub enum ClientError {
     #[error(
         "can't connect to Kubernetes as configured: {0}; check the certificates and user of the kubeconfig"
     )]
-    Build(#[source] Box<kube::Error>),
+    Build(String),
     /// The task that builds the client was stopped.
     #[error("the client for Kubernetes was not built: the process is shutting down")]
     Stopped,
@@ -132,7 +132,7 @@ async fn build(options: &ClientOptions) -> Result<(Client, Arc<str>), ClientErro
     let client = tokio::task::spawn_blocking(move || Client::try_from(config))
         .await
         .map_err(|_| ClientError::Stopped)?
-        .map_err(|error| ClientError::Build(Box::new(error)))?;
+        .map_err(|error| ClientError::Build(super::explain(&error)))?;
     Ok((client, server.trim_end_matches('/').into()))
 }
 
@@ -142,9 +142,9 @@ async fn config(options: &ClientOptions) -> Result<Config, ClientError> {
         ..KubeConfigOptions::default()
     };
     if let Some(file) = &options.kubeconfig {
-        let wrong = |source| ClientError::Kubeconfig {
+        let wrong = |error| ClientError::Kubeconfig {
             file: file.display().to_string(),
-            source,
+            what: what(&error),
         };
         let kubeconfig = Kubeconfig::read_from(file).map_err(wrong)?;
         return Config::from_custom_kubeconfig(kubeconfig, &selection)
@@ -160,10 +160,22 @@ async fn config(options: &ClientOptions) -> Result<Config, ClientError> {
                 kubeconfig,
                 in_cluster: Box::new(in_cluster),
             }),
-        Err(source) => Err(ClientError::Kubeconfig {
+        Err(error) => Err(ClientError::Kubeconfig {
             file: "of KUBECONFIG or ~/.kube/config".to_owned(),
-            source,
+            what: what(&error),
         }),
+    }
+}
+
+/// What is wrong with a kubeconfig.
+fn what(error: &KubeconfigError) -> String {
+    match error {
+        // Its words hold lines of the file, and these a token or key.
+        KubeconfigError::Parse(_) => {
+            "it can't be read as YAML (`kubectl config view --kubeconfig FILE` says where)"
+                .to_owned()
+        }
+        other => other.to_string(),
     }
 }
 
@@ -208,6 +220,24 @@ mod tests {
         .await;
         assert!(said.contains("/no/such/kubeconfig"), "{said}");
         assert!(said.contains("--kubeconfig"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_that_cannot_be_read_is_not_shown() {
+        for content in [
+            "users: [{name: a, user: s3cret-in-the-wrong-place}]\n",
+            "users:\n- name: a\n  user:\n    token: s3cret\n   clusters: [\n",
+        ] {
+            let path = file(content);
+            let said = error(ClientOptions {
+                kubeconfig: Some(path.clone()),
+                context: None,
+            })
+            .await;
+            assert!(said.contains("can't be read as YAML"), "{said}");
+            assert!(!said.contains("s3cret"), "{said}");
+            std::fs::remove_file(path).unwrap();
+        }
     }
 
     #[tokio::test]

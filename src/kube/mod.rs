@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use kube::client::AuthError;
+
 pub mod client;
 pub mod events;
 pub mod probe;
@@ -115,6 +117,9 @@ fn explain(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("{} (HTTP {})", status.message, status.code);
     }
+    if let Some(said) = login_failed(error) {
+        return said;
+    }
     let mut said = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
@@ -125,6 +130,34 @@ fn explain(error: &kube::Error) -> String {
         source = inner.source();
     }
     said
+}
+
+/// What can be told of a program for tokens that failed. kube would repeat what it printed, and that may be
+/// a token.
+fn login_failed(error: &kube::Error) -> Option<String> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = source {
+        let auth = match inner.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Auth(auth)) => Some(auth),
+            _ => inner.downcast_ref::<AuthError>(),
+        };
+        match auth {
+            Some(AuthError::AuthExecRun { cmd, out }) => {
+                let status = out.status;
+                return Some(format!(
+                    "the program {cmd:?}, which the kubeconfig names for the login, failed ({status})"
+                ));
+            }
+            Some(AuthError::AuthExecParse(_)) => {
+                return Some(
+                    "the program that the kubeconfig names for the login printed no ExecCredential"
+                        .to_owned(),
+                );
+            }
+            _ => source = inner.source(),
+        }
+    }
+    None
 }
 
 /// The HTTP status code of an error, when the API server gave one.
@@ -138,6 +171,25 @@ fn code(error: &kube::Error) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_program_for_tokens_printed_is_not_shown() {
+        let out = std::process::Command::new("sh")
+            .args(["-c", "echo s3cret; echo s3cret >&2; exit 7"])
+            .output()
+            .unwrap();
+        let failed = || AuthError::AuthExecRun {
+            cmd: "get-token".into(),
+            out: Box::new(out.clone()),
+        };
+        let wrapped = kube::Error::Service(Box::new(failed()));
+        for error in [kube::Error::Auth(failed()), wrapped] {
+            assert!(error.to_string().contains("s3cret"));
+            let said = explain(&error);
+            assert!(said.contains("get-token") && said.contains('7'), "{said}");
+            assert!(!said.contains("s3cret"), "{said}");
+        }
+    }
 
     #[test]
     fn the_log_limit_counts_what_it_holds_back() {

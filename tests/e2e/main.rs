@@ -25,6 +25,7 @@ mod objects;
 mod pods;
 mod policy;
 mod rbac;
+mod secrets;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
