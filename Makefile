@@ -5,10 +5,10 @@ LOCKED := $(if $(CI),--locked)
 CRD := crds/serviceregistrations.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build fmt lint test soak mutants demo bench crds deny clean
+.PHONY: help setup tools build fmt lint test soak mutants demo bench crds deny clean fuzz
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (protoc and the like), check Rust and Go
 	@hack/setup
@@ -37,6 +37,12 @@ soak: setup ## run the simulation with new seeds, 30 minutes or SOAK_MINUTES or 
 # GUARDS names some: make mutants GUARDS="lane,barrier"
 mutants: tools ## take the guards of the protocol out one at a time: a test has to fail for each
 	GUARDS="$(GUARDS)" cargo test $(LOCKED) --test guards -- --ignored --nocapture
+
+# MINUTES says for how long: make fuzz MINUTES=60
+fuzz: MINUTES ?= 10
+fuzz: setup
+fuzz: ## change inputs at random and look that nothing panics or leaves its place
+	FUZZ_MINUTES=$(MINUTES) cargo test $(LOCKED) --test fuzz -- --nocapture --test-threads=5
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step
 	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo
