@@ -471,6 +471,26 @@ enum Step {
     Wait(u8),
 }
 
+/// Large records of others, where a registration may look.
+fn foreign() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let name = prop::sample::select(vec!["r0", "r1", "web", "shop"]);
+    let place = (prop::sample::select(NAMESPACES.to_vec()), name, 0u8..200);
+    (place, any::<bool>(), 1usize..60_000).prop_map(|((namespace, name, number), plain, size)| {
+        let long = "y".repeat(size);
+        if plain {
+            let key = format!("plain/{namespace}/{name}/{number}{long}");
+            return (key.into_bytes(), long.into_bytes());
+        }
+        let address = format!("10.0.1.{number}:80");
+        let value = json!({
+            "address": address, "host": format!("10.0.1.{number}"), "port": 80, "pod": long, "node": long,
+            "zone": long, "portName": long,
+        });
+        let key = format!("/services/{namespace}/{name}/west/{address}");
+        (key.into_bytes(), value.to_string().into_bytes())
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let keys = [
         "/services/shop/web/east/10.0.0.1:80",
@@ -500,6 +520,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<Index>().prop_map(Step::Delete),
         2 => (any::<Index>(), edits(3)).prop_map(|(at, edits)| Step::Alter(at, edits)),
         3 => any::<u8>().prop_map(Step::Wait),
+        2 => foreign().prop_map(|(key, value)| Step::Put(key, value, None)),
     ]
 }
 
@@ -611,9 +632,11 @@ impl World {
             Effect::Relist(resource, number) => self.list(resource, number),
             Effect::Done | Effect::Fatal(_) => self.over = true,
             Effect::PatchStatus { status, .. } => {
-                // The API server would refuse anything larger.
                 prop_assert!(status.endpoints.len() <= 100);
-                prop_assert!(serde_json::to_vec(&status).unwrap().len() < 1_000_000);
+                // An endpoint takes 2.5 KB at most, and the API server some 1.5 MB a status.
+                let most = 10_000 + 2_500 * status.endpoints.len();
+                let size = serde_json::to_vec(&status).unwrap().len();
+                prop_assert!(size < most, "a status of {size} bytes");
                 for condition in &status.conditions {
                     prop_assert!(
                         condition.message.len() <= 32_768,

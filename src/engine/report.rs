@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::api::{ServiceRegistrationStatus, reason};
 use crate::index::registrations::RegistrationId;
+use crate::model::names::{MAX_DNS_SUBDOMAIN, shortened};
 use crate::summary::{Facts, leaderless, summary};
 
 use super::etcd::{Key, Range};
@@ -213,6 +214,7 @@ impl Engine {
                 .filter(|cluster| *cluster != self.settings.cluster_name)?;
             Some(match (found.namespace, found.pod) {
                 (Some(namespace), Some(pod)) => {
+                    let pod = shortened(&pod, MAX_DNS_SUBDOMAIN);
                     format!("cluster {cluster} for pod {namespace}/{pod}")
                 }
                 _ => format!("cluster {cluster}"),

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 
 use crate::engine::io::{Object, Registration, Resource};
 use crate::model::endpoint::Protocol;
+use crate::model::names::shortened;
 use crate::model::pod::{ContainerPort, Node, Pod};
 
 /// The longest value of an annotation that is kept, in bytes: what a person writes for a record is
@@ -24,6 +25,10 @@ const MAX_ANNOTATION_BYTES: usize = 256;
 
 /// The most annotations kept of a pod, so that the memory per pod is bounded.
 const MAX_ANNOTATIONS: usize = 64;
+
+/// The most characters of why a part can't be read: the words of serde repeat what stands there, and a
+/// condition takes 32,768.
+const MAX_WHY: usize = 1_024;
 
 /// kubectl's own annotations hold copies of whole objects and say nothing about an endpoint.
 const KUBECTL_ANNOTATIONS: &str = "kubectl.kubernetes.io/";
@@ -596,7 +601,8 @@ impl<'a> Wire<'a> for WireRegistration<'a> {
 
 fn part<T: DeserializeOwned>(raw: Option<&RawValue>, field: &str) -> Result<T, String> {
     let raw = raw.ok_or_else(|| format!("{field} is missing"))?;
-    serde_json::from_str(raw.get()).map_err(|error| format!("{field}: {error}"))
+    serde_json::from_str(raw.get())
+        .map_err(|error| format!("{field}: {}", shortened(&error.to_string(), MAX_WHY)))
 }
 
 // === maps ===

@@ -33,6 +33,19 @@ fn shown(name: &str) -> String {
     format!("{cut:?}... ({} characters)", name.chars().count())
 }
 
+/// A text that anybody may have written, cut to at most so many characters: what a status or message
+/// repeats must not grow with it.
+#[must_use]
+pub fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some(_) => {
+            let cut: String = text.chars().take(most.saturating_sub(3)).collect();
+            format!("{cut}...")
+        }
+    }
+}
+
 fn check(holds: bool, what: &'static str, name: &str, rule: &'static str) -> Result<(), NameError> {
     if holds {
         return Ok(());
@@ -281,6 +294,13 @@ mod tests {
         for value in ["-", "a b", "a/", "\n"] {
             assert!(label_value(value).is_err(), "{value:?}");
         }
+    }
+
+    #[test]
+    fn what_others_wrote_is_cut() {
+        assert_eq!(shortened("web", 5), "web");
+        assert_eq!(shortened("öäüöä", 5), "öäüöä");
+        assert_eq!(shortened("öäüöäü", 5), "öä...");
     }
 
     #[test]

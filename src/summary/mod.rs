@@ -15,6 +15,7 @@ use crate::engine::etcd::Refusal;
 use crate::index::Index;
 use crate::index::registrations::{RegistrationId, Standing, StoredRegistration};
 use crate::mirror::Mirror;
+use crate::model::names::{self, shortened};
 use crate::plan::{Need, need};
 
 use std::collections::BTreeMap;
@@ -57,6 +58,12 @@ pub struct Facts<'a> {
 
 /// The keys that a message names: it has to stay readable.
 const NAMED: usize = 3;
+/// The most characters of a key that a status or message repeats: more than prefix (256), namespace (63),
+/// service (253), cluster (63) and address (47) can have. Where readers take any key, others may write one
+/// that is longer than the API server takes in a status.
+const MAX_KEY: usize = 1_024;
+/// The most characters of what the value of a record tells: those of a DNS subdomain.
+const MAX_TOLD: usize = names::MAX_DNS_SUBDOMAIN;
 
 /// The whole status of a registration.
 #[must_use]
@@ -438,19 +445,22 @@ fn discovered(
                 *clusters.entry(cluster.clone()).or_default() += 1;
             }
             if listed {
+                let told = |text: Option<String>| {
+                    text.map_or_else(String::new, |text| shortened(&text, MAX_TOLD))
+                };
                 endpoints.push(EndpointStatus {
-                    address: found.address,
-                    port: found.port_name.unwrap_or_default(),
-                    cluster: cluster.unwrap_or_default(),
-                    pod: found.pod.unwrap_or_default(),
-                    node: found.node.unwrap_or_default(),
-                    zone: found.zone.unwrap_or_default(),
+                    address: told(Some(found.address)),
+                    port: told(found.port_name),
+                    cluster: told(cluster),
+                    pod: told(found.pod),
+                    node: told(found.node),
+                    zone: told(found.zone),
                     lease: if record.lease == 0 {
                         String::new()
                     } else {
                         format!("{:016x}", record.lease)
                     },
-                    key: String::from_utf8_lossy(key).into_owned(),
+                    key: shortened(&String::from_utf8_lossy(key), MAX_KEY),
                 });
             }
         } else if let Some(cluster) = by_key {
