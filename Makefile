@@ -5,7 +5,7 @@ LOCKED := $(if $(CI),--locked)
 CRD := crds/serviceregistrations.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build fmt lint test soak mutants demo bench crds deny clean fuzz
+.PHONY: help setup tools build fmt lint test soak mutants demo bench crds deny clean fuzz protocol
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ fuzz: MINUTES ?= 10
 fuzz: setup
 fuzz: ## change inputs at random and look that nothing panics or leaves its place
 	FUZZ_MINUTES=$(MINUTES) cargo test $(LOCKED) --test fuzz -- --nocapture --test-threads=5
+
+protocol: ## check the model of the protocol with TLC (needs Java and Maven)
+	@docs/protocol/check holds
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step
 	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo

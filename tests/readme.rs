@@ -242,6 +242,42 @@ fn the_flags_named_anywhere_exist() {
     assert!(count >= 5, "{count} flags");
 }
 
+/// The first cells of a table.
+fn first_cells(file: &str, heading: &str) -> Names {
+    table(&read(file), heading)
+        .iter()
+        .map(|row| quoted(&row[0]).unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn the_rules_of_the_protocol_are_named_as_in_the_model() {
+    let known: Names = ["Registrar", "Name"]
+        .iter()
+        .flat_map(|module| {
+            let text = read(&format!("docs/protocol/{module}.tla"));
+            let rules = text.split("G(\"").skip(1);
+            rules
+                .filter_map(|rest| rest.split('"').next())
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(first_cells("docs/protocol/README.md", "Rules"), known);
+    // And each place in the code is there.
+    for row in table(&read("docs/protocol/README.md"), "Rules") {
+        let places = row[2].split('`').skip(1).step_by(2);
+        for place in places.filter(|place| place.contains("::")) {
+            let (file, function) = place.split_once("::").unwrap();
+            let source = read(&format!("src/{file}.rs"));
+            assert!(
+                source.contains(&format!("fn {function}(")),
+                "{place} is not there"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_conditions_are_those_of_the_api() {
     let source = read("src/api/reason.rs");
@@ -290,6 +326,7 @@ fn links_lead_somewhere() {
             "examples/README.md",
             "deploy/README.md",
             "testbed/README.md",
+            "docs/protocol/README.md",
         ]
         .map(String::from),
     );
