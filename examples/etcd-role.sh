@@ -15,8 +15,10 @@ name=registrar-$CLUSTER
 etcdctl role add "$name"
 # The operator's own keys (--registrar-prefix): its election, its leases.
 etcdctl role grant-permission "$name" readwrite "/registrar/$CLUSTER/" --prefix=true
-# Where its registrations stand. The same for every other prefix that the policy grants.
-etcdctl role grant-permission "$name" readwrite /services/ --prefix=true
+# Where its registrations stand: every prefix that its policy grants, separated by blanks.
+for prefix in ${RECORDS:-/services/}; do
+	etcdctl role grant-permission "$name" readwrite "$prefix" --prefix=true
+done
 # The password by standard input, so that it does not show in the list of processes.
 printf '%s\n' "$PASSWORD" | etcdctl user add "$name" --interactive=false
 etcdctl user grant-role "$name" "$name"

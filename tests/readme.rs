@@ -147,6 +147,8 @@ fn the_policies_in_the_documents_can_be_read() {
         let policy = Policy::parse(&block).unwrap();
         assert_eq!(policy.rules[0], Policy::default().rules[0]);
     }
+    let confined = &blocks(&read("docs/security.md"), "yaml")[0];
+    assert_eq!(Policy::parse(confined).unwrap().rules.len(), 2);
     let deployed: Value = serde_yaml::from_str(&read("deploy/policy.yaml")).unwrap();
     let policy = Policy::parse(deployed["data"]["policy.yaml"].as_str().unwrap()).unwrap();
     assert_eq!(policy, Policy::default());
@@ -220,6 +222,8 @@ fn the_flags_named_anywhere_exist() {
         "README.md",
         "docs/policy.md",
         "docs/keys.md",
+        "docs/security.md",
+        "docs/operations.md",
         "deploy/README.md",
     ] {
         for line in read(file).lines() {
@@ -242,12 +246,56 @@ fn the_flags_named_anywhere_exist() {
     assert!(count >= 5, "{count} flags");
 }
 
+/// The names in `src/api/reason.rs`: of events, or of conditions and their reasons.
+fn reasons(event: bool) -> Names {
+    read("src/api/reason.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const "))
+        .filter(|line| line.starts_with("EVENT_") == event)
+        .filter_map(|line| line.split('"').nth(1))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// The first cells of a table.
 fn first_cells(file: &str, heading: &str) -> Names {
     table(&read(file), heading)
         .iter()
         .map(|row| quoted(&row[0]).unwrap().to_owned())
         .collect()
+}
+
+#[test]
+fn the_runbook_has_every_reason_and_every_metric() {
+    let page = "docs/operations.md";
+    let mut conditions = reasons(false);
+    // The conditions themselves; `Accepted` is a reason, too.
+    conditions.retain(|name| !matches!(&**name, "Ready" | "Conflict"));
+    assert_eq!(first_cells(page, "Conditions"), conditions);
+    assert_eq!(first_cells(page, "Events"), reasons(true));
+    let metrics: Names = read("src/admin/metrics.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | `"))
+        .flat_map(|row| {
+            let cell = row.split(" | ").next().unwrap_or_default();
+            cell.split(", ").map(str::to_owned).collect::<Vec<_>>()
+        })
+        .map(|name| {
+            let name = name.trim_matches('`');
+            name.split('{').next().unwrap_or_default().to_owned()
+        })
+        .collect();
+    assert_eq!(first_cells(page, "Metrics"), metrics);
+    // Those that alerts name exist.
+    let text = read(page);
+    let named = text.split("etcd_registrar_").skip(1).map(|rest| {
+        rest.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+            .next()
+            .unwrap_or_default()
+    });
+    for name in named.filter(|name| !name.is_empty()) {
+        assert!(metrics.contains(name), "{name}");
+    }
 }
 
 #[test]
@@ -280,24 +328,14 @@ fn the_rules_of_the_protocol_are_named_as_in_the_model() {
 
 #[test]
 fn the_conditions_are_those_of_the_api() {
-    let source = read("src/api/reason.rs");
-    let constants = |event: bool| -> Names {
-        source
-            .lines()
-            .filter_map(|line| line.strip_prefix("pub const "))
-            .filter(|line| line.starts_with("EVENT_") == event)
-            .filter_map(|line| line.split('"').nth(1))
-            .map(str::to_owned)
-            .collect()
-    };
     let documented: Names = table(&read("README.md"), "Conditions")
         .iter()
         .flat_map(|row| [quoted(&row[0]), quoted(&row[2])])
         .flatten()
         .map(str::to_owned)
         .collect();
-    assert_eq!(documented, constants(false));
-    assert!(constants(true).contains("Registered"));
+    assert_eq!(documented, reasons(false));
+    assert!(reasons(true).contains("Registered"));
 }
 
 #[test]
