@@ -68,6 +68,14 @@ pub(crate) struct World {
     registered_bulk: bool,
 }
 
+/// The default rule, with room for a namespace of 100,000 endpoints and more: limits are not measured.
+const POLICY: &str = r#"
+rules:
+  - {namespaces: ["*"], formats: [Json], prefixes: ["/services/{namespace}/"]}
+limits:
+  - {namespaces: ["*"], endpoints: 1000000, endpointsPerRegistration: 1000000}
+"#;
+
 impl World {
     pub(crate) fn new() -> Result<Self> {
         let cluster = Cluster::builder(CLUSTER).api_only().start()?;
@@ -122,6 +130,7 @@ impl World {
         Ok(Operator::builder(testbed::operator_binary()?, CLUSTER)
             .kubeconfig(self.kubeconfig())
             .etcd(&self.etcd)
+            .policy(POLICY)
             .start()?)
     }
 
