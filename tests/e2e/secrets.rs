@@ -68,11 +68,10 @@ fn outputs(stage: &Stage, operator: &Operator) -> String {
         let response = operator.get(path);
         write!(text, "\n{path}: {response:?}").unwrap();
     }
-    for what in [["get", "events"], ["get", "sreg"]] {
-        let mut args = what.to_vec();
-        args.extend(["--output=json", "--show-managed-fields"]);
-        text += &stage.kubectl(&args);
-    }
+    // As docs/operations.md has it.
+    let own = "--field-selector=reportingComponent=etcd-registrar.io/operator";
+    text += &stage.kubectl(&["get", "events", own, "--output=json"]);
+    text += &stage.kubectl(&["get", "sreg", "--output=json", "--show-managed-fields"]);
     text
 }
 
@@ -148,6 +147,10 @@ fn no_secret_shows_whatever_goes_wrong() {
     let seen = outputs(&stage, &operator);
     // On this level the libraries tell all that they would ever tell.
     assert!(seen.contains("\"level\":\"TRACE\"") && seen.contains("PermissionDenied"));
+    assert!(
+        seen.contains("\"reason\": \"Refused\""),
+        "the events are missing"
+    );
     secrets.assert_not_in("the operator", &seen);
     let stored = stage.etcd.etcdctl(&["get", "", "--from-key"]).unwrap();
     assert!(stored.contains("/services/"));
