@@ -250,6 +250,9 @@ const NONCE: &str = "0123456789abcdef";
 const OWNER: &str = "8b0a6f2e-5d1c-4c3b-9a7e-000000000000";
 const MARK: &str = r#"{"pods":12345678,"nodes":12345678,"registrations":12345678}"#;
 
+/// A key, its value or nothing to delete it, and its lease.
+type FencedChange = (Vec<u8>, Option<Vec<u8>>, i64);
+
 impl Fenced {
     async fn new(kv: &mut KvClient, prefix: &str, lease: i64) -> Result<Self> {
         let [leader, owner, seen] =
@@ -276,7 +279,7 @@ impl Fenced {
     async fn change(
         &mut self,
         kv: &mut KvClient,
-        changes: &[(Vec<u8>, Option<Vec<u8>>, i64)],
+        changes: &[FencedChange],
         known: i64,
     ) -> Result<i64> {
         let (leader, owner, seen) = (&*self.leader, &*self.owner, &*self.seen);

@@ -4,8 +4,9 @@
 //! changes a registration, labels or readiness all the time must not keep etcd busy for the others. Must
 //! never hold up a removal, and never read a clock.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+
+use crate::model::maps::HashMap;
 
 use super::etcd::Key;
 
