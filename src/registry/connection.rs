@@ -36,9 +36,13 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the TLS and password files are compared with what is in use.
 const FILES_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The first and the longest pause between two races that nobody won.
+/// The first and the longest pause between two races that nobody won. What was to go while etcd was away goes within a
+/// second of its return.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_LAST: Duration = Duration::from_secs(3);
+const BACKOFF_LAST: Duration = Duration::from_millis(800);
+
+/// The longest pause where etcd is there and refuses: each login costs it a hash that is slow on purpose.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(3);
 
 /// A session that lived this long was a good one: the next race starts without a pause.
 const GOOD_SESSION: Duration = Duration::from_secs(3);
@@ -493,10 +497,18 @@ enum End {
     Failed(String),
 }
 
+/// Why nobody won a race.
+struct Lost {
+    why: String,
+    /// An endpoint answered, and wants nothing of this.
+    refused: bool,
+}
+
 impl Task {
     async fn run(mut self) {
         let mut tries = 0;
         while !self.failed.is_closed() {
+            let mut longest = BACKOFF_REFUSED;
             match self.race(&self.material).await {
                 Ok(session) => {
                     let since = Instant::now();
@@ -510,14 +522,17 @@ impl Task {
                         continue;
                     }
                 }
-                Err(why) => {
-                    self.down(why);
+                Err(lost) => {
+                    if !lost.refused {
+                        longest = BACKOFF_LAST;
+                    }
+                    self.down(lost.why);
                     self.reload().await;
                 }
             }
             // The first failure is followed by a race at once: another endpoint may be well.
             if tries > 0 {
-                tokio::time::sleep(backoff(tries - 1, rand::random())).await;
+                tokio::time::sleep(backoff(tries - 1, longest, rand::random())).await;
             }
             tries += 1;
         }
@@ -575,8 +590,8 @@ impl Task {
                                 self.up(session);
                                 changed = false;
                             }
-                            Err(error) => tracing::warn!(
-                                %error,
+                            Err(lost) => tracing::warn!(
+                                error = %lost.why,
                                 "the changed certificates or password do not work; the old connection stays in use"
                             ),
                         }
@@ -587,7 +602,7 @@ impl Task {
     }
 
     /// The first endpoint that answers, or what each of them said.
-    async fn race(&self, material: &Material) -> Result<(Client, Arc<str>), String> {
+    async fn race(&self, material: &Material) -> Result<(Client, Arc<str>), Lost> {
         let deadline = if self.settings.user.is_some() {
             LOGIN_DEADLINE
         } else {
@@ -602,20 +617,27 @@ impl Task {
                 let result = match tokio::time::timeout(deadline, probe(url, user, material)).await
                 {
                     Ok(Ok(client)) => Ok((client, url.clone())),
-                    Ok(Err(error)) => Err(with_hint(url, &describe(&error))),
-                    Err(_) => Err(with_hint(
-                        url,
-                        &format!("no answer within {} s", deadline.as_secs()),
-                    )),
+                    Ok(Err(error)) => Err(Lost {
+                        why: with_hint(url, &describe(&error)),
+                        refused: is_refusal(&error),
+                    }),
+                    Err(_) => Err(Lost {
+                        why: with_hint(url, &format!("no answer within {} s", deadline.as_secs())),
+                        refused: false,
+                    }),
                 };
                 (index, result)
             })
             .collect();
         let mut errors = Vec::new();
+        let mut refused = false;
         while let Some((index, result)) = running.next().await {
             match result {
                 Ok(won) => return Ok(won),
-                Err(error) => errors.push((index, error)),
+                Err(lost) => {
+                    refused |= lost.refused;
+                    errors.push((index, lost.why));
+                }
             }
         }
         errors.sort_unstable();
@@ -623,7 +645,10 @@ impl Task {
             .into_iter()
             .filter_map(|(index, error)| Some(format!("{}: {error}", self.urls.get(index)?)))
             .collect();
-        Err(format!("no endpoint answered: {}", errors.join("; ")))
+        Err(Lost {
+            why: format!("no endpoint answered: {}", errors.join("; ")),
+            refused,
+        })
     }
 }
 
@@ -661,11 +686,17 @@ async fn probe(
     }
 }
 
+/// Whether etcd itself said no, and not because it waits for a leader: an error of the connection has a source.
+fn is_refusal(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status)
+        if status.source().is_none() && status.code() != tonic::Code::Unavailable)
+}
+
 /// The pause after the given number of failures; `random` is in 0..1 and takes away up to half.
-fn backoff(failures: u32, random: f64) -> Duration {
+fn backoff(failures: u32, longest: Duration, random: f64) -> Duration {
     let full = BACKOFF_FIRST
         .saturating_mul(1 << failures.min(16))
-        .min(BACKOFF_LAST);
+        .min(longest);
     full.mul_f64(1.0 - random / 2.0)
 }
 
@@ -867,9 +898,25 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_are_capped() {
-        assert_eq!(backoff(0, 0.0), BACKOFF_FIRST);
-        assert_eq!(backoff(2, 0.0), BACKOFF_FIRST * 4);
-        assert_eq!(backoff(40, 0.0), BACKOFF_LAST);
-        assert_eq!(backoff(40, 1.0), BACKOFF_LAST / 2);
+        let longest = BACKOFF_REFUSED;
+        assert_eq!(backoff(0, longest, 0.0), BACKOFF_FIRST);
+        assert_eq!(backoff(2, longest, 0.0), BACKOFF_FIRST * 4);
+        assert_eq!(backoff(40, longest, 0.0), longest);
+        assert_eq!(backoff(40, longest, 1.0), longest / 2);
+    }
+
+    #[test]
+    fn only_what_etcd_says_is_a_refusal() {
+        let said = |code, message: &str| {
+            is_refusal(&etcd_client::Error::GRpcStatus(tonic::Status::new(
+                code, message,
+            )))
+        };
+        let wrong = "etcdserver: authentication failed, invalid user ID or password";
+        assert!(said(tonic::Code::InvalidArgument, wrong));
+        assert!(!said(tonic::Code::Unavailable, "etcdserver: no leader"));
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let broken = tonic::Status::from_error(Box::new(broken));
+        assert!(!is_refusal(&etcd_client::Error::GRpcStatus(broken)));
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use testbed::{Operator, eventually};
 
 use crate::scene::{EAST, PAST_SHORT_TTL, SHORT_TTL, Scene, endure, quick, tell};
-use crate::support::{SOON, Stage, Watcher, deployment, registration};
+use crate::support::{A_SECOND, SOON, Stage, Watcher, deployment, registration};
 
 /// Longer than the lease of `owner`, 60 s, and etcd's own delay in ending leases.
 const PAST_EVERY_TTL: Duration = Duration::from_secs(64);
@@ -139,6 +139,7 @@ fn what_is_deleted_while_etcd_is_away_waits_for_nobody_and_leaves_when_it_is_bac
     endure(PAST_SHORT_TTL, &[&operator]);
     let ended = Instant::now();
     stage.etcd.start().unwrap();
+    let back = Instant::now();
     eventually(SOON, "the keys to go", || {
         let left = stage
             .registry
@@ -151,7 +152,9 @@ fn what_is_deleted_while_etcd_is_away_waits_for_nobody_and_leaves_when_it_is_bac
     .unwrap();
     let seen = watcher.seen();
     assert_eq!(seen.len(), 3, "{seen:#?}");
-    let recovered = seen.last().unwrap().at.saturating_duration_since(ended);
+    let last = seen.last().unwrap().at;
+    assert!(last.saturating_duration_since(back) < A_SECOND, "{seen:#?}");
+    let recovered = last.saturating_duration_since(ended);
     let unchanged = seen
         .iter()
         .filter(|seen| scene.keys.contains(&seen.key))
