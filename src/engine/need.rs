@@ -76,6 +76,12 @@ impl Engine {
     /// came in that is the cause.
     pub(super) fn look(&mut self, key: &Key, received: Option<u64>) {
         let need = need(&self.index, &self.mirror, key);
+        if self.note_whose(key, &need)
+            && let Some(socket) = self.mirror.get(key).and_then(|record| record.socket)
+        {
+            // Without a change in etcd: what the pod wants elsewhere may have waited for the address.
+            self.look_at_socket(socket, |other| other == key);
+        }
         self.note_confirmed(key, &need, received);
         self.note_problems(key, &need);
         let writes = match &need {
@@ -252,7 +258,8 @@ impl Engine {
         })
     }
 
-    fn note_confirmed(&mut self, key: &Key, need: &Need, received: Option<u64>) {
+    /// Notes whose a record is that does not say so; says whether it was another pod's before.
+    fn note_whose(&mut self, key: &Key, need: &Need) -> bool {
         if let Need::Right(claim) = need
             && let Some(stamp) = self.index.stamp(*claim)
             && let Some((at, made_for)) = self.mirror.get(key).map(|r| (r.mod_revision, r.made_for))
@@ -264,9 +271,13 @@ impl Engine {
                 && let Some(pod) = self.index.pods().get(claim.pod)
             {
                 // Once nobody wants the key any more, nothing else tells whose it was.
-                self.mirror.note_pod(key, at, pod.uid);
+                return self.mirror.note_pod(key, at, pod.uid);
             }
         }
+        false
+    }
+
+    fn note_confirmed(&mut self, key: &Key, need: &Need, received: Option<u64>) {
         let right = match need {
             Need::Right(claim) if self.mirror.get(key).is_some_and(|record| record.read) => {
                 Some(claim.registration)

@@ -390,11 +390,12 @@ impl Mirror {
     }
 
     /// The record that came to stand at a key at this revision is that of a pod: for formats whose values
-    /// don't say so.
-    pub fn note_pod(&mut self, key: &Key, at: Revision, pod: Uid) {
-        if self.mod_revision(key) == at && at != 0 && self.pods.get(key) != Some(&pod) {
-            self.pods.insert(Arc::clone(key), pod);
+    /// don't say so. Says whether it was that of another one.
+    pub fn note_pod(&mut self, key: &Key, at: Revision, pod: Uid) -> bool {
+        if self.mod_revision(key) != at || at == 0 || self.pods.get(key) == Some(&pod) {
+            return false;
         }
+        self.pods.insert(Arc::clone(key), pod).is_some()
     }
 
     /// A lease was granted by this process in this term.
