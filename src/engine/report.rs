@@ -9,7 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::api::{ServiceRegistrationStatus, reason};
-use crate::index::registrations::RegistrationId;
+use crate::index::registrations::{RegistrationId, Standing};
 use crate::model::names::{MAX_DNS_SUBDOMAIN, shortened};
 use crate::summary::{Facts, leaderless, summary};
 
@@ -151,12 +151,19 @@ impl Engine {
     pub(super) fn note_scopes(&mut self) {
         self.by_scope.clear();
         for (id, stored) in self.index.registrations() {
-            if let Some(accepted) = stored.serving() {
-                self.by_scope
-                    .entry(accepted.scope.as_str().into())
-                    .or_default()
-                    .push(id);
-            }
+            // What is kept of one that is not served any more is counted, too.
+            let (Standing::Serving(accepted)
+            | Standing::Kept {
+                last: Some(accepted),
+                ..
+            }) = &stored.standing
+            else {
+                continue;
+            };
+            self.by_scope
+                .entry(accepted.scope.as_str().into())
+                .or_default()
+                .push(id);
         }
     }
 

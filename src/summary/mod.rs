@@ -11,14 +11,14 @@ use crate::api::reason;
 use crate::api::{
     ClusterCount, EndpointStatus, MAX_STATUS_ENDPOINTS, PodCounts, ServiceRegistrationStatus,
 };
-use crate::engine::etcd::Refusal;
+use crate::engine::etcd::{Key, LeaseId, Refusal};
 use crate::index::Index;
 use crate::index::registrations::{RegistrationId, Standing, StoredRegistration};
 use crate::mirror::Mirror;
 use crate::model::names::{self, shortened};
 use crate::plan::{Need, need};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What stands in the way of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -389,18 +389,23 @@ fn registered(mirror: &Mirror, stored: &StoredRegistration, facts: &Facts<'_>) -
     if served {
         return i64::from(facts.registered);
     }
-    // What is merely kept is what stands on its leases.
-    mirror
+    // What is merely kept is what was read on its leases.
+    let (leases, scopes): (BTreeSet<LeaseId>, BTreeSet<&str>) = mirror
         .leases()
         .iter()
-        .filter(|(_, lease)| {
-            lease
-                .name
-                .as_ref()
-                .is_some_and(|name| name.registration == stored.full_name)
-        })
-        .map(|(_, lease)| i64::from(lease.records))
-        .sum()
+        .filter(|(_, lease)| lease.records > 0)
+        .filter_map(|(id, lease)| Some((id, lease.name.as_ref()?)))
+        .filter(|(_, name)| name.registration == stored.full_name)
+        .map(|(id, name)| (id, &*name.scope))
+        .unzip();
+    // One scope may lie in another.
+    let keys: BTreeSet<&Key> = scopes
+        .iter()
+        .flat_map(|scope| mirror.below(scope.as_bytes()))
+        .filter(|(_, record)| record.read && leases.contains(&record.lease))
+        .map(|(key, _)| key)
+        .collect();
+    i64::try_from(keys.len()).unwrap_or(i64::MAX)
 }
 
 /// What is served, or was accepted last.
