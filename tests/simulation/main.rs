@@ -308,9 +308,25 @@ const KUBE_AWAY: Class = Class {
         kube_away: 2,
         etcd_away: 2,
         no_space: 1,
-        hands: 4,
         expiries: 2,
         clock_jumps: 2,
+        ..Knobs::default()
+    },
+};
+
+/// The same with people at work in etcd: what was confirmed is put back, as long as someone leads.
+const FAIL_STATIC: Class = Class {
+    name: "fail-static",
+    seeds: 60,
+    bound: 60 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        horizon: 90 * SECOND,
+        kube_away: 2,
+        etcd_away: 1,
+        hands: 6,
+        // A hand may take the key of a lease, and the leader key, too.
+        records_may_expire: true,
         ..Knobs::default()
     },
 };
@@ -403,7 +419,7 @@ const ALL: Class = Class {
     },
 };
 
-const CLASSES: [&Class; 20] = [
+const CLASSES: [&Class; 21] = [
     &CHANGES,
     &LAG,
     &RESTARTS,
@@ -420,6 +436,7 @@ const CLASSES: [&Class; 20] = [
     &ETCD_AWAY,
     &ETCD_FROZEN,
     &KUBE_AWAY,
+    &FAIL_STATIC,
     &STALE,
     &REVOKES,
     &NAMES,
@@ -718,6 +735,11 @@ fn an_etcd_that_stood_still_is_filled_again() {
 #[test]
 fn while_kubernetes_is_away_all_stays() {
     all(&KUBE_AWAY);
+}
+
+#[test]
+fn without_kubernetes_only_what_stood_is_put_back() {
+    all(&FAIL_STATIC);
 }
 
 #[test]
