@@ -778,6 +778,9 @@ mod tests {
         mirror.events(&scope, 9, vec![Event::Put(kv(KEY, 7, 8, 9))], &mut changed);
         mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 8)), 8, false, &mut changed);
         assert_eq!(mirror.mod_revision(KEY.as_bytes()), 9);
+        mirror.events(&scope, 10, vec![Event::Delete(key(KEY), 10)], &mut changed);
+        mirror.answer(&key(KEY), Some(kv(KEY, 7, 8, 9)), 9, false, &mut changed);
+        assert!(mirror.get(KEY.as_bytes()).is_none());
     }
 
     #[test]
