@@ -893,6 +893,47 @@ fn a_pod_that_a_broken_list_showed_to_have_left_never_returns() {
     );
 }
 
+/// A registration has no pod for long enough that its lease is revoked, and has one again while that is on its way.
+#[test]
+fn a_pod_that_comes_back_while_its_lease_is_revoked_is_kept() {
+    for seed in 0..60 {
+        let _named = Named(seed);
+        let knobs = Knobs {
+            slow_revokes: 1.0,
+            ..Knobs::default()
+        };
+        let mut world = World::new(seed, knobs, false);
+        scenario::put(
+            &mut world,
+            scenario::registration("web", FormatType::Json, None),
+        );
+        let mut pod = scenario::pod(&mut world, "web-0", &["10.0.0.1"]);
+        scenario::put_pod(&mut world, pod.clone());
+        world.start(0);
+        calm_down(&mut world);
+        pod.ready = false;
+        scenario::put_pod(&mut world, pod.clone());
+        world.run_until(world.now + 5 * SECOND);
+        let (asked, revokes) = (world.asked_leases, world.revokes);
+        let end = world.now + 10 * SECOND;
+        // It comes back when etcd is asked whether the lease is empty, or after the revoke.
+        while if seed % 2 == 0 {
+            world.asked_leases == asked
+        } else {
+            world.revokes == revokes
+        } {
+            assert!(world.now < end, "an empty lease is never revoked");
+            world.run_until(world.now + MILLISECOND / 10);
+        }
+        pod.ready = true;
+        scenario::put_pod(&mut world, pod);
+        // A late revoke comes within 22 s.
+        world.run_until(world.now + 25 * SECOND);
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 1);
+    }
+}
+
 #[test]
 fn a_term_that_ends_lets_no_lease_run_out() {
     let mut world = World::new(0, Knobs::default(), false);

@@ -412,6 +412,9 @@ pub(crate) struct World {
     clock_off: i64,
     /// Keys at which a record of ours has ever stood.
     stood: BTreeSet<Key>,
+    /// Revokes that were sent, and leases that etcd was asked about.
+    pub(crate) revokes: usize,
+    pub(crate) asked_leases: usize,
     /// Faults that happened, for a person.
     pub(crate) faults_played: usize,
     /// The last comparison, and of which states.
@@ -449,6 +452,8 @@ impl World {
             policy: 0,
             clock_off: 0,
             stood: BTreeSet::new(),
+            revokes: 0,
+            asked_leases: 0,
             faults_played: 0,
             compared: ((0, 0, 0), Vec::new()),
             trace: trace.then(Vec::new),
@@ -1101,6 +1106,8 @@ impl World {
         let there = self.delay(20 * MILLISECOND);
         let mut unknown = if self.faults { self.knobs.unknown } else { 0.0 };
         let slow = matches!(sent.request, Request::Revoke(_)) && self.faults;
+        self.revokes += usize::from(matches!(sent.request, Request::Revoke(_)));
+        self.asked_leases += usize::from(matches!(sent.request, Request::LeaseKeys(_)));
         if slow {
             unknown = unknown.max(self.knobs.slow_revokes);
         }
