@@ -327,13 +327,14 @@ async fn drive(
         tokio::select! {
             biased;
             _ = tick.tick() => {
-                others.push_back(Input::Tick);
                 ticks = ticks.wrapping_add(1);
                 health.beat();
                 health.set_ready(not_ready(&engine, &tasks));
                 if ticks.is_multiple_of(TICKS_A_SECOND) {
-                    show(engine.numbers(), &mut before, metrics, inputs.len() + others.len());
+                    let waiting = inputs.len() + answers.len() + others.len();
+                    show(engine.numbers(), &mut before, metrics, waiting);
                 }
+                others.push_back(Input::Tick);
             }
             taken = inputs.recv_many(&mut batch, AT_ONCE), if others.len() < AT_ONCE => {
                 if taken == 0 {

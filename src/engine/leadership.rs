@@ -263,7 +263,7 @@ impl Engine {
             (
                 String::from_utf8_lossy(&record.value).into_owned(),
                 record.create_revision,
-                record.lease,
+                (record.lease, record.mod_revision),
             )
         });
         match (&self.role, leader) {
@@ -277,18 +277,17 @@ impl Engine {
                 };
                 self.deposed(whom);
             }
-            (Role::Standby, Some((nonce, _, lease)))
-                if self.session.lease == Some(lease) && !self.session.asking =>
+            (Role::Standby, Some((_, _, (lease, at))))
+                if self.session.lease == Some(lease)
+                    && !self.session.asking
+                    && self.session.retry_at <= self.now.monotonic =>
             {
                 // An election whose outcome was unknown was won after all, however many were tried since, or
                 // a term ended halfway: its marks were not read, so it is given up. Nobody else would: this
-                // process keeps the lease alive.
+                // process keeps the lease alive. Its value may have been altered by hand to what is no text.
                 self.session.asking = true;
                 let txn = Txn {
-                    compares: vec![Compare::Value(
-                        Arc::clone(&self.keys.leader),
-                        nonce.as_bytes().into(),
-                    )],
+                    compares: vec![Compare::ModRevision(Arc::clone(&self.keys.leader), at)],
                     then: vec![Op::Delete(Arc::clone(&self.keys.leader))],
                     otherwise: Vec::new(),
                 };

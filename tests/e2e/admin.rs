@@ -96,6 +96,21 @@ fn health_and_metrics_tell_what_is_so() {
         );
     }
 
+    // At rest nothing waits: alerts look at these.
+    for name in ["queue_depth", "lanes_busy"] {
+        let name = format!("etcd_registrar_{name}");
+        eventually(SOON, &format!("{name} to be 0"), || {
+            match operator
+                .metric(&name, &[])
+                .map_err(|error| error.to_string())?
+            {
+                0.0 => Ok(()),
+                depth => Err(format!("it is {depth}")),
+            }
+        })
+        .unwrap();
+    }
+
     // An etcd that is away makes nobody restart the replica, and one that is ready stays so.
     stage.etcd.freeze().unwrap();
     eventually(SOON, "the operator to notice", || {
