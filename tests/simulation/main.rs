@@ -893,6 +893,23 @@ fn a_pod_that_a_broken_list_showed_to_have_left_never_returns() {
     );
 }
 
+/// Seeds that found a defect.
+#[test]
+fn what_was_found_stays_mended() {
+    for found in [
+        // A key waited for an address whose record had passed to its own pod without a change in etcd.
+        "changes:5057",
+        "addresses:5026",
+        // The status of a suspended registration claimed what was merely sent.
+        "kept:5026",
+    ] {
+        let case = Case::parse(found);
+        if let Err(failure) = shrink::attempt(&case) {
+            panic!("{}", shrink::report(&case, &failure));
+        }
+    }
+}
+
 /// A registration has no pod for long enough that its lease is revoked, and has one again while that is on its way.
 #[test]
 fn a_pod_that_comes_back_while_its_lease_is_revoked_is_kept() {

@@ -546,7 +546,17 @@ pub(crate) fn hand(world: &mut World) {
         .filter(|wanted| world.etcd.get(wanted).is_none())
         .collect();
     let put = |key: Key| Op::Put(key, HAND.as_bytes().into(), 0);
-    let op = match world.rng.random_range(0..5) {
+    let kind = world.rng.random_range(0..6);
+    if kind == 5 {
+        // `etcdctl lease revoke`: every record on it goes at once.
+        let record = one(world, &records);
+        let kv = record.and_then(|key| world.etcd.get(&key).cloned());
+        if let Some(lease) = kv.map(|kv| kv.lease).filter(|lease| *lease != 0) {
+            request_by_hand(world, &Request::Revoke(lease));
+        }
+        return;
+    }
+    let op = match kind {
         0 => one(world, &records).map(put),
         1 => one(world, &records).map(Op::Delete),
         2 => one(world, &absent).map(put),
@@ -583,8 +593,12 @@ fn by_hand(world: &mut World, op: Op) {
         then: vec![op],
         ..Txn::default()
     });
+    request_by_hand(world, &request);
+}
+
+fn request_by_hand(world: &mut World, request: &Request) {
     let now = world.now;
-    let done = world.etcd.request(&request, now, Author::Hand);
+    let done = world.etcd.request(request, now, Author::Hand);
     assert!(done.is_ok() || world.etcd.full, "{done:?}");
     world.after_etcd();
 }
