@@ -4,8 +4,12 @@
 //! Inputs are real ones with random changes, a second of each in `make test`. `make fuzz MINUTES=10` goes on
 //! for so long; a failure is shrunk and printed as the input that shows it.
 
-// Clippy takes only the `#[test]` functions themselves for tests, and not their helpers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "clippy allows these in tests, not in the helpers next to them"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;

@@ -4,12 +4,12 @@
 //! makes a copy of the tree in which an environment variable takes a guard out, builds it once, and runs the tests
 //! once for each guard. Must never change the tree itself.
 
-// Clippy takes only the `#[test]` functions themselves for tests, and not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::panic
+    clippy::panic,
+    reason = "clippy allows these in tests, not in the helpers next to them"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};

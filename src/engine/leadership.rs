@@ -259,16 +259,10 @@ impl Engine {
 
     /// Whether the term is over, or one is held that this process does not know of.
     fn watch_leader_key(&mut self) {
-        let leader = self.mirror.get(&self.keys.leader).map(|record| {
-            (
-                String::from_utf8_lossy(&record.value).into_owned(),
-                record.create_revision,
-                (record.lease, record.mod_revision),
-            )
-        });
-        match (&self.role, leader) {
-            (Role::Leader(term), Some((nonce, at, _)))
-                if term.nonce == nonce && term.won_at == at => {}
+        match (&self.role, self.mirror.get(&self.keys.leader)) {
+            (Role::Leader(term), Some(record))
+                if *record.value == *term.nonce.as_bytes()
+                    && record.create_revision == term.won_at => {}
             (Role::Leader(_), found) => {
                 let whom = if found.is_some() {
                     "another replica leads"
@@ -277,21 +271,24 @@ impl Engine {
                 };
                 self.deposed(whom);
             }
-            (Role::Standby, Some((_, _, (lease, at))))
-                if self.session.lease == Some(lease)
+            (Role::Standby, Some(record))
+                if self.session.lease == Some(record.lease)
                     && !self.session.asking
                     && self.session.retry_at <= self.now.monotonic =>
             {
                 // An election whose outcome was unknown was won after all, however many were tried since, or
                 // a term ended halfway: its marks were not read, so it is given up. Nobody else would: this
-                // process keeps the lease alive. Its value may have been altered by hand to what is no text.
+                // process keeps the lease alive. By its revision, since hands may have made anything of its value.
                 self.session.asking = true;
+                let leader = Arc::clone(&self.keys.leader);
                 let txn = Txn {
-                    compares: vec![Compare::ModRevision(Arc::clone(&self.keys.leader), at)],
-                    then: vec![Op::Delete(Arc::clone(&self.keys.leader))],
+                    compares: vec![Compare::ModRevision(
+                        Arc::clone(&leader),
+                        record.mod_revision,
+                    )],
+                    then: vec![Op::Delete(Arc::clone(&leader))],
                     otherwise: Vec::new(),
                 };
-                let leader = Arc::clone(&self.keys.leader);
                 self.ask(Ask::Wait(leader, None), Request::Txn(txn));
             }
             _ => {}

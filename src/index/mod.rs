@@ -526,10 +526,9 @@ impl Index {
         policy: &Policy,
         name: Arc<str>,
     ) -> &'a mut Namespace {
-        let limits = policy.limits(&name);
         namespaces
             .entry(name)
-            .or_insert_with(|| Namespace::new(limits))
+            .or_insert_with_key(|name| Namespace::new(policy.limits(name)))
     }
 
     /// The place of a pod in a registration that is served.
@@ -899,11 +898,15 @@ impl Index {
             u32::try_from(self.registrations.len() - 1).unwrap_or(u32::MAX)
         };
         self.by_name.insert(full_name, id);
-        let others = self.registration_places(&namespace);
         let own = self.registration_place(id);
-        let served = Self::namespace(&mut self.namespaces, &self.policy, namespace);
-        served.registrations.push(id);
-        let moved = served.served.add(own.into_iter().collect(), || others);
+        let members = Self::namespace(&mut self.namespaces, &self.policy, Arc::clone(&namespace));
+        let mut served = std::mem::take(&mut members.served);
+        let moved = served.add(own.into_iter().collect(), || {
+            self.registration_places(&namespace)
+        });
+        let members = Self::namespace(&mut self.namespaces, &self.policy, namespace);
+        members.served = served;
+        members.registrations.push(id);
         self.rejudge(id, touched);
         for place in moved.iter().filter(|place| place.registration != id) {
             self.rejudge(place.registration, touched);

@@ -348,17 +348,7 @@ fn a_missing_permission_is_named_and_never_taken_for_an_empty_list() {
         // Granted while it runs: no restart is needed.
         if name == "no-pods" {
             let granted = Instant::now();
-            stage
-                .plane
-                .cluster
-                .kubectl(&[
-                    "create",
-                    "clusterrolebinding",
-                    &format!("{}-{name}-mended", stage.namespace),
-                    "--clusterrole=etcd-registrar",
-                    &format!("--serviceaccount={}:{name}", stage.namespace),
-                ])
-                .unwrap();
+            stage.bind_operator_role(&format!("{name}-mended"), name);
             operator.wait_ready().unwrap();
             let complete = granted.elapsed();
             stage.create_pod("web-3", "web", &json!({}), &json!({}));

@@ -310,17 +310,7 @@ fn nodes_that_are_seen_later_than_pods_cost_no_record_its_zone() {
     outlive_a_lease(stage, SHORT_TTL);
     watcher.assert_silent("without the nodes");
     let ended = Instant::now();
-    stage
-        .plane
-        .cluster
-        .kubectl(&[
-            "create",
-            "clusterrolebinding",
-            &format!("{}-nodes", stage.namespace),
-            "--clusterrole=etcd-registrar",
-            &format!("--serviceaccount={}:no-nodes", stage.namespace),
-        ])
-        .unwrap();
+    stage.bind_operator_role("nodes", "no-nodes");
     late.wait_ready().unwrap();
     scene.set_ready(0, false);
     let recovered = scene.recovered(&watcher, 0, false, ended);

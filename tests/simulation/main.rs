@@ -1002,7 +1002,7 @@ fn replay() {
 /// Runs schedules that no test has run, on all cores, for `SOAK_MINUTES` or until there were `SOAK_SCHEDULES`,
 /// whichever is named (30 minutes where neither is); `SOAK_FROM` is the first seed.
 #[test]
-#[ignore = "make soak"]
+#[ignore = "make soak: takes as long as it is told to"]
 fn soak() {
     let schedules = number_of("SOAK_SCHEDULES").unwrap_or(u64::MAX);
     let minutes = number_of("SOAK_MINUTES").or((schedules == u64::MAX).then_some(30));

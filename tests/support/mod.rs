@@ -195,6 +195,19 @@ impl Stage {
         self.plane.cluster.kubectl(&all).unwrap()
     }
 
+    /// Binds the operator's cluster role to a service account of the test's namespace; cluster roles have no namespace,
+    /// and so the binding's name begins with the test's.
+    pub(crate) fn bind_operator_role(&self, binding: &str, account: &str) {
+        let namespace = &self.namespace;
+        self.kubectl(&[
+            "create",
+            "clusterrolebinding",
+            &format!("{namespace}-{binding}"),
+            "--clusterrole=etcd-registrar",
+            &format!("--serviceaccount={namespace}:{account}"),
+        ]);
+    }
+
     /// `kubectl apply` in the test's namespace.
     pub(crate) fn apply(&self, yaml: &str) -> String {
         self.plane
