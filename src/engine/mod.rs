@@ -654,6 +654,9 @@ impl Engine {
             self.scopes_dirty = true;
             self.registration_removed(name);
         }
+        for (id, status) in touched.statuses {
+            self.status_seen(id, status);
+        }
         for id in &touched.registrations {
             self.report_due(*id);
             self.registration_touched(*id);

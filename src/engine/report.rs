@@ -77,38 +77,46 @@ impl Engine {
         self.due_at(id, now);
     }
 
-    /// The spec, the standing or the status of a registration changed.
+    /// The spec or the standing of a registration changed, or one of its pods.
     pub(super) fn registration_touched(&mut self, id: RegistrationId) {
         let Some(stored) = self.index.registration(id) else {
             return;
         };
-        let scope: Option<Arc<str>> = stored
-            .serving()
-            .map(|accepted| accepted.scope.as_str().into());
+        // This is on the way of every change of a pod: nothing is copied here.
+        let scope = stored.serving().map(|accepted| accepted.scope.as_str());
         let seen = (stored.generation, stored.serving().is_some());
-        let name = Arc::clone(&stored.full_name);
-        let status = stored.status.clone();
         let report = self.reports.entry(id).or_default();
-        if let Some(mut status) = status {
+        if report.scope.as_deref() != scope {
+            report.scope = scope.map(Into::into);
+            self.scopes_dirty = true;
+        }
+        if self.judged.insert(id, seen) != Some(seen) {
+            let name = Arc::clone(&stored.full_name);
+            // What it had registered under another spec is judged anew.
+            self.look_at_leases_of(&name);
+        }
+    }
+
+    /// A registration was delivered with this status.
+    pub(super) fn status_seen(
+        &mut self,
+        id: RegistrationId,
+        status: Option<Box<ServiceRegistrationStatus>>,
+    ) {
+        if self.index.registration(id).is_none() {
+            return;
+        }
+        let report = self.reports.entry(id).or_default();
+        // None: taken away by someone, or never written; the next one is written whatever was before.
+        report.known = status.map(|mut status| {
             // Which manager applied a condition first decides their order in the list.
             status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
             // Whoever wrote that has told of it, or an earlier process has.
             if status.registered.unwrap_or(0) > 0 && (report.known.is_none() || is_ready(&status)) {
                 self.announced.insert(id);
             }
-            report.known = Some(status);
-        } else {
-            // Taken away by someone, or never written: the next one is written whatever was before.
-            report.known = None;
-        }
-        if report.scope != scope {
-            report.scope = scope;
-            self.scopes_dirty = true;
-        }
-        if self.judged.insert(id, seen) != Some(seen) {
-            // What it had registered under another spec is judged anew.
-            self.look_at_leases_of(&name);
-        }
+            status
+        });
     }
 
     /// A registration is gone: its records are nobody's wish now.

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::accept::policy::{Limits, Policy};
 use crate::accept::{AcceptSettings, Accepted, Refusal, accept};
-use crate::api::reason;
+use crate::api::{ServiceRegistrationStatus, reason};
 use crate::engine::etcd::Key;
 use crate::engine::io::Registration;
 use crate::format::{Place, Record};
@@ -49,6 +49,8 @@ pub struct Touched {
     pub targets: Vec<Target>,
     /// Registrations whose counts or standing may be others now.
     pub registrations: BTreeSet<RegistrationId>,
+    /// The statuses that registrations were delivered with.
+    pub statuses: Vec<(RegistrationId, Option<Box<ServiceRegistrationStatus>>)>,
     /// Pods that became wanted by a registration (true) or stopped being so (false).
     pub turned: Vec<(Uid, bool)>,
     /// Registrations that are gone.
@@ -849,7 +851,7 @@ impl Index {
                 return;
             }
             stored.resource_version = object.resource_version;
-            stored.status = status;
+            touched.statuses.push((id, status));
             touched.registrations.insert(id);
             if stored.generation == object.generation && stored.spec == spec {
                 return;
@@ -878,7 +880,6 @@ impl Index {
             },
             slot: None,
             spec,
-            status,
             selected: 0,
             ready: 0,
             lacking: BTreeSet::new(),
@@ -897,6 +898,7 @@ impl Index {
             self.registrations.push(Some(stored));
             u32::try_from(self.registrations.len() - 1).unwrap_or(u32::MAX)
         };
+        touched.statuses.push((id, status));
         self.by_name.insert(full_name, id);
         let own = self.registration_place(id);
         let members = Self::namespace(&mut self.namespaces, &self.policy, Arc::clone(&namespace));

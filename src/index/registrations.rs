@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::accept::{Accepted, AddressKind, Refusal};
-use crate::api::{MAX_METADATA_CHARS, ServiceRegistrationStatus};
+use crate::api::MAX_METADATA_CHARS;
 use crate::engine::etcd::Key;
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Endpoint, Target};
@@ -115,8 +115,6 @@ pub struct StoredRegistration {
     pub slot: Option<Arc<SlotName>>,
     /// The spec as it was read, to be accepted again under a new policy.
     pub(super) spec: Result<Box<crate::api::ServiceRegistrationSpec>, String>,
-    /// The status as the API server showed it last.
-    pub status: Option<Box<ServiceRegistrationStatus>>,
     /// Pods that the selector matches and that have not finished.
     pub selected: u32,
     /// Those of them that are ready.
