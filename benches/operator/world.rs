@@ -141,6 +141,13 @@ impl World {
         Ok(operator)
     }
 
+    /// Ends the only operator with SIGTERM and starts it again; it leads afterwards.
+    pub(crate) fn restart(&self, operator: &Operator) -> Result<()> {
+        operator.stop()?;
+        operator.start()?;
+        wait_metric(operator, "etcd_registrar_leader", 1)
+    }
+
     pub(crate) fn namespace(&self, name: &str) -> Result<()> {
         let body = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         let answer = self
