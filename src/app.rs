@@ -476,6 +476,10 @@ fn show(numbers: &Numbers, before: &mut Numbers, metrics: &Metrics, waiting: usi
     metrics.queue_depth.set(gauge(waiting + numbers.queued));
     metrics.puts.inc_by(numbers.puts - before.puts);
     metrics.removals.inc_by(numbers.removals - before.removals);
+    metrics.endpoints_held.set(gauge(numbers.held));
+    metrics
+        .mass_removals
+        .inc_by(numbers.mass_removals - before.mass_removals);
     metrics
         .leases_granted
         .inc_by(numbers.grants - before.grants);

@@ -122,8 +122,9 @@ pub struct RunArgs {
     /// Whose keys these are.
     #[command(flatten)]
     pub name: NameArgs,
-    /// The policy file: who may write where, and how much. Without it each namespace may use the Json format below
-    /// /services/<namespace>/. It is read again when it changes.
+    /// The policy file: who may write where, how much, and whether removals are held when many pods stop being ready at
+    /// once. Without it each namespace may use the Json format below /services/<namespace>/, and nothing is held. It is
+    /// read again when it changes.
     #[arg(long, env = "ETCD_REGISTRAR_POLICY_FILE", value_name = "FILE")]
     pub policy_file: Option<PathBuf>,
     /// The TTL of the leader key: so long after a crash the next replica takes over.

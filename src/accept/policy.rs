@@ -19,6 +19,11 @@
 //!     registrations: 20
 //!     endpoints: 2000
 //!     endpointsPerRegistration: 500
+//! massRemovals:
+//!   - namespaces: [shop]                       # the same
+//!     percent: 30
+//!     leastPods: 10
+//!     holdSeconds: 300
 //! ```
 
 use serde::Deserialize;
@@ -36,6 +41,15 @@ pub const DEFAULT_ENDPOINTS: u32 = 50_000;
 /// measured (10,000), so that all of its pods can be replaced at once.
 pub const DEFAULT_ENDPOINTS_PER_REGISTRATION: u32 = 20_000;
 
+/// The share of a registration's pods that may go at once where the policy says nothing, in percent. At the same
+/// share load balancers stop to believe their health checks (the panic threshold of Envoy).
+pub const DEFAULT_MASS_PERCENT: u8 = 50;
+/// As many pods have to go at once where the policy says nothing: fewer are what one node or one small
+/// Deployment loses on any day.
+pub const DEFAULT_MASS_LEAST_PODS: u32 = 5;
+/// The longest hold: an endpoint that nobody looked at for a day is no endpoint.
+pub const MAX_HOLD_SECONDS: u32 = 86_400;
+
 /// What `{namespace}` is written as.
 const NAMESPACE: &str = "{namespace}";
 
@@ -44,7 +58,8 @@ const NAMESPACE: &str = "{namespace}";
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a mapping with the members `rules` and, if wanted, `limits`"
+    rename_all = "camelCase",
+    expecting = "a mapping with the members `rules` and, if wanted, `limits` and `massRemovals`"
 )]
 pub struct Policy {
     /// Each of them grants; none takes away.
@@ -52,6 +67,86 @@ pub struct Policy {
     /// How much a namespace may have; the first entry that names it counts.
     #[serde(default)]
     pub limits: Vec<LimitsRule>,
+    /// When much of a registration goes at once; the first entry that names a namespace counts.
+    #[serde(default)]
+    pub mass_removals: Vec<MassRemovalsRule>,
+}
+
+/// When much of a registration goes at once in some namespaces, and what becomes of the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    expecting = "massRemovals: a mapping with the members `namespaces` and, if wanted, `percent`, `leastPods` and `holdSeconds`"
+)]
+pub struct MassRemovalsRule {
+    /// The namespaces that it is for.
+    pub namespaces: Vec<NamespacePattern>,
+    /// The share of a registration's pods of which more has to go, in percent.
+    #[serde(default)]
+    pub percent: Percent,
+    /// The number of pods of which at least as many have to go.
+    #[serde(default = "default_least_pods")]
+    pub least_pods: u32,
+    /// For how long the records of what else goes are held; 0: not at all.
+    #[serde(default)]
+    pub hold_seconds: HoldSeconds,
+}
+
+fn default_least_pods() -> u32 {
+    DEFAULT_MASS_LEAST_PODS
+}
+
+/// A share, from 0 to 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct Percent(u8);
+
+/// A time, from 0 to [`MAX_HOLD_SECONDS`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u32")]
+pub struct HoldSeconds(u32);
+
+impl Default for Percent {
+    fn default() -> Self {
+        Self(DEFAULT_MASS_PERCENT)
+    }
+}
+
+impl TryFrom<u32> for Percent {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        match u8::try_from(number) {
+            Ok(percent) if percent <= 100 => Ok(Self(percent)),
+            _ => Err(format!("{number} is no share in percent: 0 to 100")),
+        }
+    }
+}
+
+impl TryFrom<u32> for HoldSeconds {
+    type Error = String;
+
+    fn try_from(number: u32) -> Result<Self, String> {
+        if number <= MAX_HOLD_SECONDS {
+            Ok(Self(number))
+        } else {
+            Err(format!(
+                "{number} s is too long for a hold: at most {MAX_HOLD_SECONDS}"
+            ))
+        }
+    }
+}
+
+/// When much of a registration goes at once, and what becomes of the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MassRemovals {
+    /// More than this share of a registration's pods, in percent.
+    pub percent: u8,
+    /// And at least as many pods.
+    pub least_pods: u32,
+    /// For how many seconds the records of what else goes are held; 0: not at all.
+    pub hold_seconds: u32,
 }
 
 /// How much each of some namespaces may have.
@@ -186,6 +281,29 @@ impl Policy {
         )
     }
 
+    /// When much of a registration goes at once in a namespace.
+    #[must_use]
+    pub fn mass_removals(&self, namespace: &str) -> MassRemovals {
+        let found = self.mass_removals.iter().find(|entry| {
+            entry
+                .namespaces
+                .iter()
+                .any(|pattern| glob(&pattern.0, namespace))
+        });
+        found.map_or(
+            MassRemovals {
+                percent: DEFAULT_MASS_PERCENT,
+                least_pods: DEFAULT_MASS_LEAST_PODS,
+                hold_seconds: 0,
+            },
+            |entry| MassRemovals {
+                percent: entry.percent.0,
+                least_pods: entry.least_pods,
+                hold_seconds: entry.hold_seconds.0,
+            },
+        )
+    }
+
     /// What is granted to a namespace for a format: prefixes and services of each rule, for a
     /// message.
     pub(super) fn granted(
@@ -215,6 +333,7 @@ impl Default for Policy {
                 services: any_service(),
             }],
             limits: Vec::new(),
+            mass_removals: Vec::new(),
         }
     }
 }
@@ -388,10 +507,37 @@ rules:
     }
 
     #[test]
+    fn of_mass_removals_the_first_entry_that_names_a_namespace_counts() {
+        let yaml = r#"
+rules: []
+massRemovals:
+  - namespaces: [shop]
+    percent: 30
+    holdSeconds: 300
+  - namespaces: ["s*"]
+    leastPods: 20
+"#;
+        let policy = Policy::parse(yaml).unwrap();
+        for (namespace, percent, least_pods, hold_seconds) in
+            [("shop", 30, 5, 300), ("sea", 50, 20, 0), ("team", 50, 5, 0)]
+        {
+            let expected = MassRemovals {
+                percent,
+                least_pods,
+                hold_seconds,
+            };
+            assert_eq!(policy.mass_removals(namespace), expected, "{namespace}");
+        }
+    }
+
+    #[test]
     fn a_malformed_file_is_reported_with_its_line_and_what_is_allowed() {
         for (yaml, fragments) in [
             ("", &["missing field `rules`"][..]),
-            ("rulez: []", &["unknown field `rulez`, expected `rules`"]),
+            (
+                "rulez: []",
+                &["unknown field `rulez`, expected one of `rules`"],
+            ),
             (
                 "rules: []\nlimits: [{namespaces: [a], endpoint: 1}]",
                 &[
@@ -403,6 +549,14 @@ rules:
             (
                 "rules: []\nlimits: [{namespaces: [a], endpoints: -1}]",
                 &["expected u32", "line 2"],
+            ),
+            (
+                "rules: []\nmassRemovals: [{namespaces: [a], percent: 101}]",
+                &["101 is no share in percent: 0 to 100", "line 2"],
+            ),
+            (
+                "rules: []\nmassRemovals: [{namespaces: [a], holdSeconds: 86401}]",
+                &["too long for a hold: at most 86400", "line 2"],
             ),
             (
                 "rules: []\nlimits: [{endpoints: 1}]",

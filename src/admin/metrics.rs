@@ -16,9 +16,11 @@
 //! | `lanes_busy` | gauge | lanes with a transaction in flight |
 //! | `puts_slowed_down` | gauge | records that wait because their namespace has put too many of late |
 //! | `pods_over_limit` | gauge | ready pods that a limit of the policy leaves out, once for each registration |
+//! | `endpoints_held` | gauge | endpoints that are held in etcd although their pods went |
 //! | `queue_depth` | gauge | inputs that wait for the engine |
 //! | `transactions_total{outcome="succeeded\|lost\|refused\|no_space\|unknown"}` | counter | transactions sent to etcd |
 //! | `puts_total`, `removals_total` | counter | records put and removed |
+//! | `mass_removals_total` | counter | times that too many pods of a registration went at once although they are there |
 //! | `leases_granted_total`, `leases_revoked_total`, `leases_lost_total` | counter | leases |
 //! | `status_patches_total`, `status_patch_errors_total` | counter | writes of a status, and failed attempts |
 //! | `watch_restarts_total{resource}` | counter | watches of Kubernetes that ended before their time |
@@ -98,12 +100,16 @@ pub struct Metrics {
     pub puts_slowed_down: Gauge,
     /// Ready pods that a limit of the policy leaves out, once for each registration.
     pub pods_over_limit: Gauge,
+    /// Endpoints that are held in etcd although their pods went.
+    pub endpoints_held: Gauge,
     /// Inputs that wait for the engine.
     pub queue_depth: Gauge,
     /// Records put.
     pub puts: Counter,
     /// Records removed.
     pub removals: Counter,
+    /// Times that too many pods of a registration went at once although they are there.
+    pub mass_removals: Counter,
     /// Leases granted.
     pub leases_granted: Counter,
     /// Leases revoked.
@@ -152,9 +158,11 @@ impl Metrics {
             lanes_busy: Gauge::default(),
             puts_slowed_down: Gauge::default(),
             pods_over_limit: Gauge::default(),
+            endpoints_held: Gauge::default(),
             queue_depth: Gauge::default(),
             puts: Counter::default(),
             removals: Counter::default(),
+            mass_removals: Counter::default(),
             leases_granted: Counter::default(),
             leases_revoked: Counter::default(),
             leases_lost: Counter::default(),
@@ -221,6 +229,11 @@ impl Metrics {
                 &self.pods_over_limit,
             ),
             (
+                "endpoints_held",
+                "Endpoints that are held in etcd although their pods went",
+                &self.endpoints_held,
+            ),
+            (
                 "queue_depth",
                 "Inputs that wait for the engine",
                 &self.queue_depth,
@@ -231,6 +244,11 @@ impl Metrics {
         for (name, help, counter) in [
             ("puts", "Records put", &self.puts),
             ("removals", "Records removed", &self.removals),
+            (
+                "mass_removals",
+                "Times that too many pods of a registration went at once although they are there",
+                &self.mass_removals,
+            ),
             ("leases_granted", "Leases granted", &self.leases_granted),
             ("leases_revoked", "Leases revoked", &self.leases_revoked),
             (

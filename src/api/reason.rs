@@ -19,6 +19,8 @@ pub const PODS_LEFT_OUT: &str = "PodsLeftOut";
 pub const TOO_MANY_ENDPOINTS: &str = "TooManyEndpoints";
 /// Ready=False: the namespace has had more records put than it may, and some wait.
 pub const TOO_MANY_CHANGES: &str = "TooManyChanges";
+/// Ready=False: too many pods went at once although they are there, and some of their endpoints are held.
+pub const REMOVALS_HELD: &str = "RemovalsHeld";
 /// Ready=Unknown: etcd does not answer; what is registered stays as long as its leases.
 pub const REGISTRY_UNREACHABLE: &str = "RegistryUnreachable";
 /// Ready=Unknown: no replica leads, so nothing changes and nothing expires.
@@ -64,6 +66,8 @@ pub const EVENT_REGISTERED: &str = "Registered";
 pub const EVENT_REFUSED: &str = "Refused";
 /// Event: a wanted key belongs to someone else.
 pub const EVENT_CONFLICT: &str = "Conflict";
+/// Event: too many pods went at once although none of them was deleted.
+pub const EVENT_MASS_REMOVAL: &str = "MassRemoval";
 /// Event: etcd does not answer any more.
 pub const EVENT_REGISTRY_UNREACHABLE: &str = "RegistryUnreachable";
 /// Event: etcd answers again.

@@ -5,9 +5,11 @@
 //! other task holds state that matters. Must never do IO, read a clock or wait.
 //!
 //! The parts: `leadership` (whose the name is, who leads), `writer` (lanes, slots, leases), `keys_in_need`
-//! (what each key needs, and when it is looked at again), `report` (status and events).
+//! (what each key needs, and when it is looked at again), `guard` (what is held of it), `report` (status
+//! and events).
 
 pub mod etcd;
+mod guard;
 pub mod io;
 pub mod keys;
 pub mod kube_view;
@@ -37,6 +39,7 @@ use crate::plan::ranges::ranges;
 use crate::plan::slots::Slots;
 
 use etcd::{Answer, Failure, FailureKind, Key, LeaseId, Range, Request, Revision};
+use guard::Guard;
 use io::{Effect, Input, KubeInput, Now, Object, Registration, Resource};
 use keys::OwnKeys;
 use kube_view::{KubeView, ListEnd};
@@ -110,6 +113,10 @@ pub struct Numbers {
     pub slowed_down: usize,
     /// Pods that a limit of the policy leaves out, once for each registration.
     pub over_limit: usize,
+    /// Records that are held although their pods went.
+    pub held: usize,
+    /// Times that too much of a registration went at once.
+    pub mass_removals: u64,
     /// etcd has no space.
     pub no_space: bool,
 }
@@ -175,6 +182,7 @@ pub struct Engine {
     held: HashMap<Key, Held>,
     turns: HashMap<Uid, Turns>,
     pace: Pace,
+    guard: Guard,
     checked: HashMap<Key, Revision>,
     /// When a change of Kubernetes came in that has not shown in the mirror, and whether it removes.
     pending: HashMap<Key, (u64, bool)>,
@@ -245,6 +253,7 @@ impl Engine {
             held: HashMap::default(),
             turns: HashMap::default(),
             pace: Pace::default(),
+            guard: Guard::default(),
             checked: HashMap::default(),
             pending: HashMap::default(),
             reports: HashMap::default(),
@@ -291,6 +300,7 @@ impl Engine {
                 self.index.set_policy(*policy, &mut touched);
                 self.index_changed(touched);
                 self.look_at_kept();
+                self.look_at_held();
             }
             Input::Answer(number, answer) => self.answered(number, answer),
             Input::Snapshot {
@@ -380,6 +390,7 @@ impl Engine {
             .registrations()
             .map(|(_, stored)| (stored.beyond_own_limit + stored.beyond_namespace_limit) as usize)
             .sum();
+        self.numbers.held = self.guard.len();
         self.numbers.no_space = self.no_space;
         &self.numbers
     }
@@ -633,7 +644,8 @@ impl Engine {
     /// What the index said that may have changed.
     fn index_changed(&mut self, touched: Touched) {
         let now = self.now.monotonic;
-        for (uid, wanted) in &touched.turned {
+        let free = self.note_losses(&touched);
+        for (_, uid, wanted) in &touched.turned {
             if *wanted {
                 self.turned_wanted(*uid);
             } else {
@@ -643,6 +655,9 @@ impl Engine {
         for key in &touched.keys {
             self.look(key, Some(now));
         }
+        for key in &free {
+            self.look(key, Some(now));
+        }
         let looked_at: HashSet<Key> = touched.keys.into_iter().collect();
         for target in touched.targets {
             self.look_at_socket(target.socket(), |key| looked_at.contains(key));
@@ -650,7 +665,7 @@ impl Engine {
         for name in &touched.kept {
             self.look_at_leases_of(name);
         }
-        for name in &touched.removed {
+        for (_, name) in &touched.removed {
             self.scopes_dirty = true;
             self.registration_removed(name);
         }

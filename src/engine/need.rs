@@ -11,7 +11,7 @@ use crate::index::registrations::{RegistrationId, Standing};
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Protocol, Socket, Target};
 use crate::model::maps::HashSet;
-use crate::plan::{Need, Put, need, put};
+use crate::plan::{Need, Put, put};
 
 use super::Engine;
 use super::etcd::{Key, LeaseId, Range};
@@ -75,7 +75,7 @@ impl Engine {
     /// Looks at a key: notes what it needs and queues it. `received`: when the change of Kubernetes
     /// came in that is the cause.
     pub(super) fn look(&mut self, key: &Key, received: Option<u64>) {
-        let need = need(&self.index, &self.mirror, key);
+        let need = self.need_now(key);
         if self.note_whose(key, &need)
             && let Some(socket) = self.mirror.get(key).and_then(|record| record.socket)
         {
@@ -116,7 +116,7 @@ impl Engine {
 
     /// What the lane does about a key now, or nothing and when to look again.
     pub(super) fn due(&mut self, key: &Key) -> Option<Due> {
-        let need = need(&self.index, &self.mirror, key);
+        let need = self.need_now(key);
         if self.is_under_way(key, &need) {
             return None;
         }
@@ -552,6 +552,7 @@ impl Engine {
             now.saturating_sub(newest) <= TURNS_MICROS
         });
         self.pace.sweep(now);
+        self.guard.sweep(now);
         self.held
             .retain(|_, held| now.saturating_sub(held.until) <= 2 * HELD_MOST_MICROS);
         let mirror = &self.mirror;

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use crate::accept::policy::MassRemovals;
 use crate::api::{ServiceRegistrationStatus, reason};
 use crate::index::registrations::{RegistrationId, Standing};
 use crate::model::names::{MAX_DNS_SUBDOMAIN, shortened};
 use crate::summary::{Facts, leaderless, summary};
 
 use super::etcd::{Key, Range};
+use super::guard::{Mass, WINDOW_MICROS};
 use super::io::{Effect, EventType};
 use super::lane::Write;
 use super::{Engine, Life};
@@ -93,6 +95,7 @@ impl Engine {
         if self.judged.insert(id, seen) != Some(seen) {
             let name = Arc::clone(&stored.full_name);
             // What it had registered under another spec is judged anew.
+            self.guard.forget_registration(id);
             self.look_at_leases_of(&name);
         }
     }
@@ -302,6 +305,7 @@ impl Engine {
             busy: !self.flying.is_empty() || self.lanes.iter().any(|lane| !lane.is_empty()),
             no_space: self.no_space,
             slowed_down: self.pace.waiting(&stored.namespace),
+            held: self.held_of(id),
             before,
         };
         let Some(status) = summary(&self.index, &self.mirror, id, &facts) else {
@@ -416,6 +420,28 @@ impl Engine {
         });
     }
 
+    /// Tells of many pods that went at once although they are there.
+    pub(super) fn tell_mass_removal(&mut self, id: RegistrationId, mass: Mass, rule: MassRemovals) {
+        let Some(stored) = self.index.registration(id) else {
+            return;
+        };
+        let then = match rule.hold_seconds {
+            0 => "their endpoints are removed".to_owned(),
+            seconds => format!(
+                "the endpoints of the last of them, and of those that follow, are held for {seconds} s"
+            ),
+        };
+        let message = format!(
+            "{} of {} pods stopped being ready within {} s, and none of them was deleted; {then}. Look at the pods, their nodes and their readiness probes",
+            mass.pods,
+            mass.of,
+            WINDOW_MICROS / 1_000_000
+        );
+        let line = format!("{}: {message}", stored.full_name);
+        self.log(tracing::Level::WARN, line);
+        self.announce(id, EventType::Warning, reason::EVENT_MASS_REMOVAL, message);
+    }
+
     /// No leader is known for 10 s: `Ready` is any live replica's to set.
     fn mind_leaderless(&mut self) {
         let now = self.now.monotonic;
@@ -489,6 +515,7 @@ impl Engine {
             busy: !self.flying.is_empty() || self.lanes.iter().any(|lane| !lane.is_empty()),
             no_space: self.no_space,
             slowed_down: 0,
+            held: None,
             before,
         };
         let known = before

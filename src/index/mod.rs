@@ -52,11 +52,28 @@ pub struct Touched {
     /// The statuses that registrations were delivered with.
     pub statuses: Vec<(RegistrationId, Option<Box<ServiceRegistrationStatus>>)>,
     /// Pods that became wanted by a registration (true) or stopped being so (false).
-    pub turned: Vec<(Uid, bool)>,
+    pub turned: Vec<(RegistrationId, Uid, bool)>,
+    /// Pods that a registration still selects and that want nothing any more, by what they did themselves.
+    pub unready: Vec<Unready>,
+    /// Pods of which a registration wants nothing, and that changed: some are not selected any more, or are gone.
+    pub unwanted: Vec<(RegistrationId, Uid)>,
     /// Registrations that are gone.
-    pub removed: Vec<Arc<str>>,
+    pub removed: Vec<(RegistrationId, Arc<str>)>,
     /// Registrations that are not accepted and keep what they had, and may have lost a pod of it.
     pub kept: BTreeSet<Arc<str>>,
+}
+
+/// A pod that is still there, neither being deleted nor finished, and of which nothing is wanted any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unready {
+    /// The registration, which still selects it.
+    pub registration: RegistrationId,
+    /// The pod.
+    pub uid: Uid,
+    /// The keys that were wanted for it.
+    pub keys: SmallVec<[Key; 1]>,
+    /// What these stood for.
+    pub targets: SmallVec<[Target; 1]>,
 }
 
 #[derive(Debug)]
@@ -210,6 +227,25 @@ impl Index {
             })
             .max()
             .map(|(_, id)| id)
+    }
+
+    /// Whether a registration selects a pod that has these addresses, and nobody else wants what they stand for.
+    #[must_use]
+    pub fn may_still_have(&self, id: RegistrationId, uid: Uid, targets: &[Target]) -> bool {
+        let Some(pod) = self.pods.find(uid) else {
+            return false;
+        };
+        let selected = self
+            .registration(id)
+            .is_some_and(|stored| stored.members.contains_key(&pod));
+        let Some(stored) = self.pods.get(pod).filter(|_| selected) else {
+            return false;
+        };
+        targets.iter().all(|target| {
+            let is_its = stored.ips().any(|ip| ip == target.ip)
+                || stored.host_ips.iter().any(|ip| *ip == target.ip);
+            is_its && self.owner(target).is_none_or(|owner| owner == pod)
+        })
     }
 
     /// Who wins a key, and the others that want it too.
@@ -726,7 +762,20 @@ impl Index {
             new_member = Some(member);
         }
         if was != is {
-            touched.turned.push((known.uid, is));
+            touched.turned.push((registration, known.uid, is));
+            let by = if is { 1 } else { -1 };
+            stored.pods_wanted = stored.pods_wanted.saturating_add_signed(by);
+        }
+        if let Some(old) = old.as_ref().filter(|_| !is) {
+            touched.unwanted.push((registration, known.uid));
+            if was && new_member.as_ref().is_some_and(|new| new.beyond.is_none()) {
+                touched.unready.push(Unready {
+                    registration,
+                    uid: known.uid,
+                    keys: old.keys.clone(),
+                    targets: old.targets.clone(),
+                });
+            }
         }
         let claim = Claim { registration, pod };
         if let Some(old) = old {
@@ -882,6 +931,7 @@ impl Index {
             spec,
             selected: 0,
             ready: 0,
+            pods_wanted: 0,
             lacking: BTreeSet::new(),
             beyond_own_limit: 0,
             beyond_namespace_limit: 0,
@@ -941,7 +991,7 @@ impl Index {
             return;
         }
         let namespace = Arc::clone(&stored.namespace);
-        touched.removed.push(Arc::clone(&stored.full_name));
+        touched.removed.push((id, Arc::clone(&stored.full_name)));
         let mut members: Vec<PodId> = stored.members.keys().copied().collect();
         members.sort_unstable();
         let places = self.admitted_places(id);
@@ -1067,10 +1117,13 @@ impl Index {
             moved.extend(bound.add(places, others));
             moved
         });
+        let unready = touched.unready.len();
         for pod in pods {
             let member = selected.contains(&pod).then(|| self.judge(id, pod));
             self.set_member(id, pod, member, touched);
         }
+        // What another spec or policy takes away, somebody wanted so.
+        touched.unready.truncate(unready);
         let mut others: Vec<PodPlace> = moved.into_iter().flatten().collect();
         others.retain(|place| place.registration != id);
         self.judge_moved(others, touched);

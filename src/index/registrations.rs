@@ -119,6 +119,8 @@ pub struct StoredRegistration {
     pub selected: u32,
     /// Those of them that are ready.
     pub ready: u32,
+    /// Pods of which something is wanted.
+    pub pods_wanted: u32,
     /// Names of pods that are ready and have no endpoint, with the reason.
     pub lacking: BTreeSet<(Box<str>, String)>,
     /// Pods that the limit of a registration leaves out.

@@ -52,6 +52,8 @@ pub struct Facts<'a> {
     pub no_space: bool,
     /// Records of the namespace that wait because it has put too many of late.
     pub slowed_down: usize,
+    /// Endpoints that are held although their pods went, and when the last hold ends, in seconds since 1970.
+    pub held: Option<(usize, i64)>,
     /// The conditions that were there before, for the times of their last changes.
     pub before: &'a [Condition],
 }
@@ -308,6 +310,16 @@ fn ready(
             )
         };
     }
+    if let Some((held, until)) = facts.held {
+        return no(
+            reason::REMOVALS_HELD,
+            format!(
+                "{held} endpoints of pods that are not ready are held, the last of them until {}: too many pods stopped being ready at once, and none of them was deleted. \
+                 Look at the pods, their nodes and their readiness probes; what is deleted leaves at once",
+                Timestamp::from_second(until).unwrap_or(Timestamp::UNIX_EPOCH)
+            ),
+        );
+    }
     if let Some(message) = beyond(index, stored, accepted) {
         return no(reason::TOO_MANY_ENDPOINTS, message);
     }
@@ -387,7 +399,8 @@ fn missing(index: &Index, mirror: &Mirror, id: RegistrationId, facts: &Facts<'_>
 fn registered(mirror: &Mirror, stored: &StoredRegistration, facts: &Facts<'_>) -> i64 {
     let served = stored.serving().is_some_and(|accepted| !accepted.suspend);
     if served {
-        return i64::from(facts.registered);
+        let held = facts.held.map_or(0, |(held, _)| held);
+        return i64::from(facts.registered) + i64::try_from(held).unwrap_or(0);
     }
     // What is merely kept is what was read on its leases.
     let (leases, scopes): (BTreeSet<LeaseId>, BTreeSet<&str>) = mirror

@@ -19,6 +19,7 @@ mod failover;
 mod flapping;
 mod formats;
 mod hands;
+mod holds;
 mod limits;
 mod names;
 mod objects;

@@ -388,6 +388,27 @@ const NAMES: Class = Class {
     },
 };
 
+/// Removals of pods that are there are held for a while, or until something ends that.
+const HOLDS: Class = Class {
+    name: "holds",
+    seeds: 200,
+    bound: 25 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        changes: 60,
+        horizon: 40 * SECOND,
+        kube_lag: SECOND,
+        etcd_lag: 200 * MILLISECOND,
+        unknown: 0.03,
+        relists: 2,
+        expiries: 2,
+        crashes: 1,
+        hands: 2,
+        holds: true,
+        ..Knobs::default()
+    },
+};
+
 /// All of that at once, but for hands.
 const ALL: Class = Class {
     name: "all",
@@ -419,7 +440,7 @@ const ALL: Class = Class {
     },
 };
 
-const CLASSES: [&Class; 21] = [
+const CLASSES: [&Class; 22] = [
     &CHANGES,
     &LAG,
     &RESTARTS,
@@ -440,6 +461,7 @@ const CLASSES: [&Class; 21] = [
     &STALE,
     &REVOKES,
     &NAMES,
+    &HOLDS,
     &ALL,
 ];
 
@@ -451,6 +473,7 @@ struct Shown {
     settled: usize,
     new_keys: usize,
     faults: usize,
+    held: usize,
     slowest: u64,
 }
 
@@ -461,6 +484,7 @@ impl Shown {
         self.settled += one.settled;
         self.new_keys += one.new_keys;
         self.faults += one.faults;
+        self.held += one.held;
         self.slowest = self.slowest.max(one.slowest);
     }
 }
@@ -556,6 +580,15 @@ fn run(case: &Case, trace: bool) -> (Shown, Vec<String>) {
     world.mend(class.bound);
     let calm = world.now;
     let took = converge(&mut world, class.bound);
+    if world.knobs.holds {
+        // Some seconds for the watches and writes: from now on nothing is held.
+        world.run_until(calm + (oracle::HOLD_SECONDS + 5) * SECOND);
+        let differences = world.differences();
+        assert!(
+            differences.is_empty(),
+            "held for too long: {differences:#?}"
+        );
+    }
     // Leases that are empty go within some seconds, and nothing else moves.
     let still = world.etcd.log().len();
     let pause = 12 * SECOND;
@@ -581,6 +614,7 @@ fn run(case: &Case, trace: bool) -> (Shown, Vec<String>) {
         settled: world.checks.settled_keys,
         new_keys: world.checks.waited_for_new_key,
         faults: world.faults_played,
+        held: world.held,
         slowest: took.saturating_sub(calm),
     };
     (shown, world.trace())
@@ -592,14 +626,14 @@ fn converge(world: &mut World, bound: u64) -> u64 {
     loop {
         world.run_until(world.now + 100 * MILLISECOND);
         world.settle();
-        let differences = world.differences();
+        let differences = world.differences_but_held();
         let led = world.leaders() == 1;
         let running: Vec<usize> = world.running().collect();
         let all = world.all_run() && running.iter().all(|process| world.caught_up(*process));
         if differences.is_empty() && led && all {
             let reached = world.now;
             world.run_until(world.now + SECOND);
-            if world.differences().is_empty() {
+            if world.differences_but_held().is_empty() {
                 return reached;
             }
         }
@@ -750,6 +784,12 @@ fn an_old_cache_brings_nobody_back() {
 #[test]
 fn late_revokes_take_nothing() {
     all(&REVOKES);
+}
+
+#[test]
+fn what_is_held_goes_when_its_time_or_its_pod_is_over() {
+    let shown = all(&HOLDS);
+    assert!(shown.held > 0, "nothing was ever held: {shown:?}");
 }
 
 #[test]

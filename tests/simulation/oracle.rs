@@ -30,8 +30,14 @@ pub(crate) struct PolicyFile {
     pub(crate) grants: fn(&str, &str, &str) -> bool,
 }
 
-/// The first one is in force at the beginning and at the end.
-pub(crate) const POLICIES: [PolicyFile; 2] = [
+/// So many of them, from the first, take turns where the policy changes.
+pub(crate) const TAKE_TURNS: usize = 2;
+/// The one that holds removals, and for how many seconds.
+pub(crate) const HOLDING: usize = 2;
+pub(crate) const HOLD_SECONDS: u64 = 60;
+
+/// The first one, or the one that holds, is in force at the beginning and at the end.
+pub(crate) const POLICIES: [PolicyFile; 3] = [
     PolicyFile {
         text: r#"
 rules:
@@ -56,6 +62,20 @@ rules:
             "Plain" => namespace == "shop" && key.starts_with("plain/"),
             _ => false,
         },
+    },
+    PolicyFile {
+        text: r#"
+rules:
+  - namespaces: ["*"]
+    formats: [Json, Plain, Grpc]
+    prefixes: ["*"]
+massRemovals:
+  - namespaces: ["*"]
+    percent: 20
+    leastPods: 1
+    holdSeconds: 60
+"#,
+        grants: |_, _, _| true,
     },
 ];
 

@@ -125,7 +125,7 @@ pub(crate) fn schedule(knobs: &Knobs, seed: u64) -> Vec<Step> {
         }
     }
     for _ in 0..knobs.policies {
-        let policy = rng.random_range(0..crate::oracle::POLICIES.len());
+        let policy = rng.random_range(0..crate::oracle::TAKE_TURNS);
         planned.push((
             Some(rng.random_range(0..knobs.horizon)),
             Fault::Policy(policy),

@@ -5,6 +5,7 @@
 //! clock or any other source of chance than the seed: a run can be replayed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -19,12 +20,13 @@ use etcd_registrar::engine::etcd::{
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource, WatchProblem};
 use etcd_registrar::engine::kube_view::LIVE_MICROS;
 use etcd_registrar::engine::{Engine, Settings};
+use etcd_registrar::model::pod::Pod;
 
 use crate::checks::{Checks, lease_key};
 use crate::expected::{accepted, expected, without_zone};
 use crate::model_etcd::{Author, Etcd, show};
 use crate::model_kube::{Event as KubeEvent, Kube};
-use crate::oracle::{Known, Oracle, Records};
+use crate::oracle::{HOLDING, Known, Oracle, Records};
 use crate::schedule::{Fault, Step};
 
 pub(crate) const SECOND: u64 = 1_000_000;
@@ -103,6 +105,8 @@ pub(crate) struct Knobs {
     pub(crate) clock_jumps: usize,
     /// Most changes are of who has which address.
     pub(crate) moves: bool,
+    /// Removals of pods that are there are held.
+    pub(crate) holds: bool,
 }
 
 impl Default for Knobs {
@@ -139,6 +143,7 @@ impl Default for Knobs {
             slow_revokes: 0.0,
             clock_jumps: 0,
             moves: false,
+            holds: false,
         }
     }
 }
@@ -417,6 +422,8 @@ pub(crate) struct World {
     pub(crate) asked_leases: usize,
     /// Faults that happened, for a person.
     pub(crate) faults_played: usize,
+    /// Times at which something was held that nobody wants.
+    pub(crate) held: usize,
     /// The last comparison, and of which states.
     compared: ((u64, u64, Revision), Vec<String>),
     trace: Option<Vec<String>>,
@@ -449,12 +456,13 @@ impl World {
             etcd_away_until: 0,
             horizon: 0,
             etcd_frozen: false,
-            policy: 0,
+            policy: first_policy(&knobs),
             clock_off: 0,
             stood: BTreeSet::new(),
             revokes: 0,
             asked_leases: 0,
             faults_played: 0,
+            held: 0,
             compared: ((0, 0, 0), Vec::new()),
             trace: trace.then(Vec::new),
             print: std::env::var_os("SEED").is_some(),
@@ -564,7 +572,8 @@ impl World {
                 .kept(&self.etcd, &self.kube, &mut self.oracle, known);
         }
         crate::scenario::mend(self, true);
-        self.set_policy(0);
+        let policy = first_policy(&self.knobs);
+        self.set_policy(policy);
         self.wake_all();
     }
 
@@ -2029,6 +2038,50 @@ impl World {
         self.compared.1.clone()
     }
 
+    /// The same, where what may be held is as right as what is wanted.
+    pub(crate) fn differences_but_held(&mut self) -> Vec<String> {
+        let mut wrong = self.differences();
+        if self.knobs.holds && !wrong.is_empty() {
+            let held = self.may_be_held();
+            let all = wrong.len();
+            wrong.retain(|text| {
+                !held
+                    .iter()
+                    .any(|key| text.starts_with(&format!("{key} stands (")))
+            });
+            self.held += all - wrong.len();
+        }
+        wrong
+    }
+
+    /// The records that nobody wants of pods that are there, with their addresses, and only not ready. An address that
+    /// another pod has now is nothing to hold.
+    fn may_be_held(&self) -> Vec<String> {
+        let wanted = self.expected();
+        let last = |key: &str| key.rsplit('/').next().unwrap_or("").to_owned();
+        let taken: BTreeSet<String> = wanted.keys().map(|key| last(key)).collect();
+        let is_its = |pod: &Pod, address: &str| {
+            let ips = pod.ips.iter().chain(&pod.host_ips);
+            let mut starts = ips.map(|ip| match ip {
+                IpAddr::V4(ip) => format!("{ip}:"),
+                IpAddr::V6(ip) => format!("[{ip}]:"),
+            });
+            starts.any(|start| address.starts_with(&start))
+        };
+        let records = self.etcd.all().filter(|kv| is_record(&kv.key));
+        let held = records.filter(|kv| {
+            let address = last(&show(&kv.key));
+            let named = uid(&kv.value);
+            !taken.contains(&address)
+                && self.kube.pods.values().any(|pod| {
+                    named.as_ref().is_none_or(|uid| **uid == *pod.uid)
+                        && !(pod.ready || pod.deleting || pod.finished)
+                        && is_its(pod, &address)
+                })
+        });
+        held.map(|kv| show(&kv.key)).collect()
+    }
+
     /// The same, without a memory.
     pub(crate) fn differences_now(&self) -> Vec<String> {
         let wanted = self.expected();
@@ -2159,6 +2212,10 @@ impl World {
         }
         lines.join("\n")
     }
+}
+
+fn first_policy(knobs: &Knobs) -> usize {
+    if knobs.holds { HOLDING } else { 0 }
 }
 
 /// Whether a key is not one of the operator's own.
