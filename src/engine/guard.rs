@@ -299,7 +299,15 @@ impl Engine {
             return need;
         }
         match need {
-            Need::Delete if self.is_held(key) => return Need::Keep,
+            Need::Delete if self.is_held(key) => {
+                let lease = self.mirror.get(key).map_or(0, |record| record.lease);
+                let slot = self.mirror.leases().get(lease);
+                // Without its key nobody would keep the lease alive.
+                return match slot.and_then(|slot| slot.name.clone().filter(|_| !slot.key_stands)) {
+                    Some(name) => Need::LeaseKey(lease, name),
+                    None => Need::Keep,
+                };
+            }
             Need::Delete => {
                 let held = self.guard.at(key).map(|held| (held.registration, held.uid));
                 if let Some((id, uid)) = held {

@@ -242,8 +242,8 @@ impl Index {
             return false;
         };
         targets.iter().all(|target| {
-            let is_its = stored.ips().any(|ip| ip == target.ip)
-                || stored.host_ips.iter().any(|ip| *ip == target.ip);
+            let is_its =
+                stored.ips().any(|ip| ip == target.ip) || stored.host_ips.contains(&target.ip);
             is_its && self.owner(target).is_none_or(|owner| owner == pod)
         })
     }

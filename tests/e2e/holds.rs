@@ -129,7 +129,7 @@ fn what_the_policy_holds_stays_until_its_time_or_its_pod_is_over() {
         .policy(&holding(3600))
         .start()
         .unwrap();
-    wait_metric(&standby, "live", 1.0);
+    wait_metric(&standby, "endpoints_registered", 8.0);
     let watcher = Watcher::start(&stage.etcd, &stage.scope("web"));
     for number in 0..8 {
         stage.set_condition(&name(number), false);

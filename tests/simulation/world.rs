@@ -2059,7 +2059,10 @@ impl World {
     fn may_be_held(&self) -> Vec<String> {
         let wanted = self.expected();
         let last = |key: &str| key.rsplit('/').next().unwrap_or("").to_owned();
-        let taken: BTreeSet<String> = wanted.keys().map(|key| last(key)).collect();
+        let owners: BTreeMap<String, &str> = wanted
+            .iter()
+            .map(|(key, wanted)| (last(key), wanted.uid.as_str()))
+            .collect();
         let is_its = |pod: &Pod, address: &str| {
             let ips = pod.ips.iter().chain(&pod.host_ips);
             let mut starts = ips.map(|ip| match ip {
@@ -2072,12 +2075,12 @@ impl World {
         let held = records.filter(|kv| {
             let address = last(&show(&kv.key));
             let named = uid(&kv.value);
-            !taken.contains(&address)
-                && self.kube.pods.values().any(|pod| {
-                    named.as_ref().is_none_or(|uid| **uid == *pod.uid)
-                        && !(pod.ready || pod.deleting || pod.finished)
-                        && is_its(pod, &address)
-                })
+            self.kube.pods.values().any(|pod| {
+                owners.get(&address).is_none_or(|owner| **owner == *pod.uid)
+                    && named.as_ref().is_none_or(|uid| **uid == *pod.uid)
+                    && !(pod.ready || pod.deleting || pod.finished)
+                    && is_its(pod, &address)
+            })
         });
         held.map(|kv| show(&kv.key)).collect()
     }
