@@ -130,6 +130,70 @@ fn an_api_server_that_is_away_changes_nothing() {
 }
 
 #[test]
+fn without_an_api_server_for_longer_than_max_staleness_the_leases_end() {
+    const STALENESS: Duration = Duration::from_secs(5);
+    // How long a replica is live without an answer, less one between two of its looks.
+    const LIVE: Duration = Duration::from_secs(13);
+    let stage = Stage::new("max-staleness");
+    let operator = quick(stage.operator(EAST))
+        .args(["--max-staleness", "5s"])
+        .start()
+        .unwrap();
+    let scene = Scene::new(stage, SHORT_TTL);
+    // The same pods under another name, by an operator that keeps them for ever.
+    let other = quick(scene.stage.operator("west")).start().unwrap();
+    let scope = scene.stage.scope("web");
+    scene.stage.wait_count(&format!("{scope}west/"), 3);
+    let watcher = scene.watch();
+    let cluster = scene.stage.plane.cluster;
+    for operator in [&operator, &other] {
+        wait_live(operator, 1.0);
+    }
+    let begun = Instant::now();
+    cluster.kill_apiserver().unwrap();
+    wait_live(&operator, 0.0);
+    let ended: Vec<Duration> = (scene.keys.iter())
+        .map(|key| {
+            let seen = watcher.wait("the lease to end", |seen| seen.key == *key);
+            assert!(seen.put.is_none(), "{seen:#?}");
+            seen.at - begun
+        })
+        .collect();
+    // Kept alive until then, a lease lasts for two thirds of its TTL at least.
+    let kept = LIVE + STALENESS + Duration::from_secs(SHORT_TTL * 2 / 3);
+    assert!(ended.iter().all(|ended| *ended >= kept), "{ended:?}");
+    assert!(operator.log().contains("--max-staleness"));
+    wait_live(&other, 0.0);
+    outlive_a_lease(&scene.stage, SHORT_TTL);
+    let seen = watcher.seen();
+    assert_eq!(seen.len(), 3, "{seen:#?}");
+    println!("--max-staleness 5s: leases ended {ended:?} after the API server was killed");
+
+    cluster.start_apiserver().unwrap();
+    let back = Instant::now();
+    let put = |key: &str| {
+        watcher
+            .wait("the record to be back", |seen| {
+                seen.key == key && seen.put.is_some()
+            })
+            .at
+    };
+    let recovered = (scene.keys.iter())
+        .map(|key| put(key).saturating_duration_since(back))
+        .max()
+        .unwrap_or_default();
+    let seen = watcher.seen();
+    assert_eq!(seen.len(), 6, "{seen:#?}");
+    assert!(seen.iter().all(|seen| scene.keys.contains(&seen.key)));
+    scene.assert_leases_live();
+    tell(
+        "API server away for longer than --max-staleness",
+        0,
+        recovered,
+    );
+}
+
+#[test]
 fn an_operator_that_restarts_without_an_api_server_keeps_the_leases_alive() {
     let stage = Stage::new("restart-away");
     let proxy = Proxy::start(stage.plane.cluster.apiserver_port().unwrap()).unwrap();
