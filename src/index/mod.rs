@@ -14,7 +14,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::accept::policy::{Limits, Policy};
-use crate::accept::{AcceptSettings, Accepted, Refusal, accept};
+use crate::accept::{AcceptSettings, Accepted, AddressKind, Refusal, accept};
 use crate::api::{ServiceRegistrationStatus, reason};
 use crate::engine::etcd::Key;
 use crate::engine::io::Registration;
@@ -53,7 +53,7 @@ pub struct Touched {
     pub statuses: Vec<(RegistrationId, Option<Box<ServiceRegistrationStatus>>)>,
     /// Pods that became wanted by a registration (true) or stopped being so (false).
     pub turned: Vec<(RegistrationId, Uid, bool)>,
-    /// Pods that a registration still selects and that want nothing any more, by what they did themselves.
+    /// Pods that a registration still selects and of which nothing is wanted any more, since they are not ready.
     pub unready: Vec<Unready>,
     /// Pods of which a registration wants nothing, and that changed: some are not selected any more, or are gone.
     pub unwanted: Vec<(RegistrationId, Uid)>,
@@ -63,7 +63,7 @@ pub struct Touched {
     pub kept: BTreeSet<Arc<str>>,
 }
 
-/// A pod that is still there, neither being deleted nor finished, and of which nothing is wanted any more.
+/// A pod that stopped being ready and is still there, neither being deleted nor finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unready {
     /// The registration, which still selects it.
@@ -229,21 +229,26 @@ impl Index {
             .map(|(_, id)| id)
     }
 
-    /// Whether a registration selects a pod that has these addresses, and nobody else wants what they stand for.
+    /// Whether a registration selects a pod that is merely not ready and still has these addresses, and nobody else
+    /// wants what they stand for.
     #[must_use]
     pub fn may_still_have(&self, id: RegistrationId, uid: Uid, targets: &[Target]) -> bool {
         let Some(pod) = self.pods.find(uid) else {
             return false;
         };
-        let selected = self
+        let selecting = self
             .registration(id)
-            .is_some_and(|stored| stored.members.contains_key(&pod));
-        let Some(stored) = self.pods.get(pod).filter(|_| selected) else {
+            .filter(|stored| stored.members.contains_key(&pod))
+            .and_then(StoredRegistration::serving);
+        let found = self.pods.get(pod).filter(|found| !found.ready);
+        let (Some(accepted), Some(found)) = (selecting, found) else {
             return false;
         };
         targets.iter().all(|target| {
-            let is_its =
-                stored.ips().any(|ip| ip == target.ip) || stored.host_ips.contains(&target.ip);
+            let is_its = match accepted.address {
+                AddressKind::Pod => found.ips().any(|ip| ip == target.ip),
+                AddressKind::Host => found.host_ips.contains(&target.ip),
+            };
             is_its && self.owner(target).is_none_or(|owner| owner == pod)
         })
     }
@@ -768,7 +773,11 @@ impl Index {
         }
         if let Some(old) = old.as_ref().filter(|_| !is) {
             touched.unwanted.push((registration, known.uid));
-            if was && new_member.as_ref().is_some_and(|new| new.beyond.is_none()) {
+            if was
+                && new_member
+                    .as_ref()
+                    .is_some_and(|new| !new.ready && new.beyond.is_none())
+            {
                 touched.unready.push(Unready {
                     registration,
                     uid: known.uid,

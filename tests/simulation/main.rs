@@ -402,7 +402,6 @@ const HOLDS: Class = Class {
         unknown: 0.03,
         relists: 2,
         expiries: 2,
-        crashes: 1,
         hands: 2,
         holds: true,
         ..Knobs::default()

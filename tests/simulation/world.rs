@@ -2059,9 +2059,16 @@ impl World {
     fn may_be_held(&self) -> Vec<String> {
         let wanted = self.expected();
         let last = |key: &str| key.rsplit('/').next().unwrap_or("").to_owned();
-        let owners: BTreeMap<String, &str> = wanted
+        let protocol = |value: &str| {
+            let value = serde_json::from_str::<serde_json::Value>(value).ok()?;
+            Some(value.get("protocol")?.as_str()?.to_owned())
+        };
+        // Not every format tells the protocol.
+        let owners: BTreeMap<(String, String), &str> = wanted
             .iter()
-            .map(|(key, wanted)| (last(key), wanted.uid.as_str()))
+            .filter_map(|(key, wanted)| {
+                Some(((last(key), protocol(&wanted.value)?), wanted.uid.as_str()))
+            })
             .collect();
         let is_its = |pod: &Pod, address: &str| {
             let ips = pod.ips.iter().chain(&pod.host_ips);
@@ -2075,8 +2082,10 @@ impl World {
         let held = records.filter(|kv| {
             let address = last(&show(&kv.key));
             let named = uid(&kv.value);
+            let owner = protocol(&show(&kv.value))
+                .and_then(|protocol| owners.get(&(address.clone(), protocol)));
             self.kube.pods.values().any(|pod| {
-                owners.get(&address).is_none_or(|owner| **owner == *pod.uid)
+                owner.is_none_or(|owner| **owner == *pod.uid)
                     && named.as_ref().is_none_or(|uid| **uid == *pod.uid)
                     && !(pod.ready || pod.deleting || pod.finished)
                     && is_its(pod, &address)
