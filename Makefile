@@ -5,7 +5,7 @@ LOCKED := $(if $(CI),--locked)
 CRD := crds/serviceregistrations.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build fmt lint test soak mutants demo bench crds deny clean fuzz protocol
+.PHONY: help setup tools build fmt lint test soak load mutants demo bench crds deny clean fuzz protocol
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test: lint tools ## everything that CI runs: format, clippy, unit, property, end
 # SOAK_MINUTES and SOAK_SCHEDULES say for how long: make soak SOAK_SCHEDULES=100000
 soak: setup ## run the simulation with new seeds, 30 minutes or SOAK_MINUTES or SOAK_SCHEDULES
 	cargo test $(LOCKED) --profile soak --test simulation soak -- --ignored --nocapture
+
+# LOAD_PODS and LOAD_SECONDS make it smaller: make load LOAD_PODS=1000 LOAD_SECONDS=5
+load: tools ## replace 10,000 pods and let them flap, with etcd well, frozen and slow (10 minutes)
+	cargo test $(LOCKED) --profile soak --test load -- --include-ignored --nocapture --test-threads=1
 
 # GUARDS names some: make mutants GUARDS="lane,barrier"
 mutants: tools ## take the guards of the protocol out one at a time: a test has to fail for each

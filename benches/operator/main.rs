@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use testbed::Etcd;
 
 use report::{Machine, Report, Row};
 use world::World;
@@ -165,7 +166,7 @@ fn measure(args: &Args) -> Result<()> {
         }
         let world = match &mut world {
             Some(world) => world,
-            none => none.insert(World::new()?),
+            none => none.insert(World::new(Etcd::builder("registry").start()?)?),
         };
         let (rows, measured) = match part {
             Part::Propagation => propagation::measure(world, &sizes),

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_registrar::api::crd_yaml;
@@ -54,7 +55,7 @@ impl Pod {
 pub(crate) struct World {
     pub(crate) runtime: Runtime,
     pub(crate) cluster: Cluster,
-    pub(crate) etcd: Etcd,
+    pub(crate) etcd: Arc<Etcd>,
     pub(crate) registry: etcd_client::Client,
     pub(crate) kube: kube::Client,
     /// The etcd of the API server.
@@ -77,9 +78,9 @@ limits:
 "#;
 
 impl World {
-    pub(crate) fn new() -> Result<Self> {
+    /// With this etcd as the registry.
+    pub(crate) fn new(etcd: Etcd) -> Result<Self> {
         let cluster = Cluster::builder(CLUSTER).api_only().start()?;
-        let etcd = Etcd::builder("registry").start()?;
         cluster.apply(&crd_yaml()?)?;
         cluster.kubectl(&[
             "wait",
@@ -104,7 +105,7 @@ impl World {
         Ok(Self {
             runtime,
             cluster,
-            etcd,
+            etcd: Arc::new(etcd),
             registry,
             kube,
             store,
