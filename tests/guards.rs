@@ -2,7 +2,9 @@
 //!
 //! Takes `tests/data/guards.yaml`. `cargo test` shows that every guard is still where the list says; `make mutants`
 //! makes a copy of the tree in which an environment variable takes a guard out, builds it once, and runs the tests
-//! once for each guard. Must never change the tree itself.
+//! once for each guard. A guard is killed by a test that fails without it, fails so again, and passes with all guards
+//! in over the same seeds; that tests end early, hang or are not there kills nothing, and is told. Must never change
+//! the tree itself.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,9 +27,11 @@ use serde::Deserialize;
 
 /// The variable that names the guard that is out.
 const VARIABLE: &str = "GUARD_OUT";
-/// What the tests of one guard may take: several times what they take with all guards in. A run that does not
-/// end has shown that the guard is missed.
+/// What one run of tests may take: several times what it takes with all guards in.
 const LONGEST: Duration = Duration::from_secs(600);
+
+/// Characters of what a test said that are shown.
+const SHOWN: usize = 100;
 
 /// Seeds of every class of the simulation that are tried first.
 const FEW: &str = "25";
@@ -43,9 +47,6 @@ struct Guard {
     /// The tests that have to see it; those of the simulation where none are named.
     #[serde(default)]
     tests: Vec<Tests>,
-    /// Why nothing breaks, where another guard does the same: then it is only looked for.
-    #[serde(default)]
-    covered: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -188,6 +189,8 @@ fn every_guard_is_where_the_list_says() {
             .iter()
             .all(|guard| !guard.edits.is_empty() && !guard.breaks.is_empty())
     );
+    // `GUARDS` names some, separated by commas.
+    assert!(names.iter().all(|name| !name.contains(',')));
     assert!(!files(&guards).is_empty());
 }
 
@@ -280,62 +283,185 @@ impl Drop for Running {
     }
 }
 
-/// Runs tests with a guard out (or none), those of the simulation with so many seeds; the first test that fails, if
-/// one does.
-fn first_failure(
-    program: &Path,
-    tree: &Path,
-    tests: &Tests,
-    out: Option<&str>,
-    seeds: Option<&str>,
-) -> Option<String> {
-    let mut command = Command::new(program);
-    command
-        .current_dir(tree)
-        .arg(&tests.name)
-        // These test the simulation itself.
-        .args(["--skip", "real_etcd", "--skip", "replay"])
-        .env("SHRINK", "no")
-        .env_remove("SEEDS")
-        .envs(seeds.map(|seeds| ("SEEDS", seeds)))
-        .env_remove(VARIABLE)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    if let Some(name) = out {
-        command.env(VARIABLE, name);
+/// What a run of tests showed.
+enum Outcome {
+    /// All passed: these.
+    Passed(BTreeSet<String>),
+    /// A test failed.
+    Failed {
+        test: String,
+        /// Its first words, where the run was to go on to its end.
+        why: String,
+    },
+    /// Neither: it did not end, or not as tests end.
+    Odd(String),
+}
+
+/// Which tests are run, and how.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    program: &'a Path,
+    tree: &'a Path,
+    name: &'a str,
+    /// One test, that has just this name: it runs to its end, and says why it fails.
+    exactly: bool,
+    /// How many seeds of every class of the simulation; `None`: as many as in `make test`.
+    seeds: Option<&'a str>,
+}
+
+impl Run<'_> {
+    fn start(&self, out: Option<&str>) -> Running {
+        let mut command = Command::new(self.program);
+        command
+            .current_dir(self.tree)
+            .arg(self.name)
+            .args(self.exactly.then_some("--exact"))
+            // These test the simulation itself.
+            .args(["--skip", "real_etcd", "--skip", "replay"])
+            .env("SHRINK", "no")
+            .env_remove("SEEDS")
+            .envs(self.seeds.map(|seeds| ("SEEDS", seeds)))
+            .env_remove("SEED")
+            .env_remove("RUST_BACKTRACE")
+            .env_remove(VARIABLE)
+            .envs(out.map(|name| (VARIABLE, name)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        Running(command.spawn().unwrap())
     }
-    let mut running = Running(command.spawn().unwrap());
-    let stdout = running.0.stdout.take().unwrap();
-    let (lines, said) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if lines.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    let end = Instant::now() + LONGEST;
-    let mut ran = false;
-    loop {
-        match said.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                let test = line
-                    .strip_prefix("test ")
-                    .and_then(|rest| rest.split(' ').next());
-                if let Some(name) = test
-                    && line.ends_with("FAILED")
-                {
-                    return Some(name.to_owned());
+
+    /// Runs the tests with a guard out, or with none.
+    fn outcome(&self, out: Option<&str>) -> Outcome {
+        let mut running = self.start(out);
+        let stdout = running.0.stdout.take().unwrap();
+        let (lines, said) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if lines.send(line).is_err() {
+                    return;
                 }
-                ran |= test.is_some() && line.ends_with("ok");
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => return Some("the tests do not end".into()),
-            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        });
+        let end = Instant::now() + LONGEST;
+        let mut passed = BTreeSet::new();
+        let mut failed: Option<String> = None;
+        let mut after_failure: Vec<String> = Vec::new();
+        let mut whole = false;
+        loop {
+            let line = match said.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    return Outcome::Odd(format!("no end after {} s", LONGEST.as_secs()));
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
+            if failed.is_some() {
+                after_failure.push(line);
+                continue;
+            }
+            whole |= line.starts_with("test result: ok.");
+            let Some((test, result)) = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.split_once(" ... "))
+            else {
+                continue;
+            };
+            match result {
+                "ok" => {
+                    passed.insert(test.to_owned());
+                }
+                "FAILED" => {
+                    failed = Some(test.to_owned());
+                    if !self.exactly {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(test) = failed {
+            let why = why(&after_failure);
+            return Outcome::Failed { test, why };
+        }
+        let status = running.0.wait().unwrap();
+        if whole && status.success() {
+            Outcome::Passed(passed)
+        } else {
+            Outcome::Odd(format!("the tests end early: {status}"))
         }
     }
-    let passed = running.0.wait().unwrap().success();
-    assert!(ran || !passed, "no test is named {tests:?}");
-    (!passed).then(|| "the tests end early".into())
+}
+
+/// What the test said that failed.
+fn why(said: &[String]) -> String {
+    let panicked = said.iter().position(|line| line.contains(" panicked at "));
+    let message = panicked.and_then(|at| said.get(at + 1));
+    let message = message.map_or("", String::as_str);
+    message.chars().take(SHOWN).collect()
+}
+
+/// The programs of the copied tree, and which tests pass there with all guards in.
+struct Tree {
+    folder: PathBuf,
+    programs: BTreeMap<String, PathBuf>,
+    passing: BTreeMap<(Tests, Option<&'static str>), BTreeSet<String>>,
+}
+
+impl Tree {
+    fn run<'a>(&'a self, tests: &'a Tests, seeds: Option<&'static str>) -> Run<'a> {
+        Run {
+            program: &self.programs[&tests.target],
+            tree: &self.folder,
+            name: &tests.name,
+            exactly: false,
+            seeds,
+        }
+    }
+
+    /// The tests that pass with all guards in, over these seeds: all of them.
+    fn passing(&mut self, tests: &Tests, seeds: Option<&'static str>) -> BTreeSet<String> {
+        let key = (tests.clone(), seeds);
+        if let Some(known) = self.passing.get(&key) {
+            return known.clone();
+        }
+        let passed = match self.run(tests, seeds).outcome(None) {
+            Outcome::Passed(passed) => passed,
+            Outcome::Failed { test, .. } => panic!("with all guards in, {test} fails"),
+            Outcome::Odd(how) => panic!("with all guards in, {tests:?}: {how}"),
+        };
+        assert!(!passed.is_empty(), "no test is named {tests:?}");
+        self.passing.insert(key, passed.clone());
+        passed
+    }
+
+    /// The test that fails without a guard and what it says; or why it is not known that one does.
+    fn killer(
+        &mut self,
+        guard: &str,
+        tests: &Tests,
+        seeds: Option<&'static str>,
+    ) -> Result<String, String> {
+        let passing = self.passing(tests, seeds);
+        let run = self.run(tests, seeds);
+        match run.outcome(Some(guard)) {
+            Outcome::Failed { test, .. } => {
+                assert!(passing.contains(&test), "{test} is new");
+                let again = Run {
+                    name: &test,
+                    exactly: true,
+                    ..run
+                };
+                match again.outcome(Some(guard)) {
+                    Outcome::Failed { why, .. } => Ok(format!("{}: {test}: {why}", tests.target)),
+                    Outcome::Passed(_) => Err(format!("{test} fails once, and not again")),
+                    Outcome::Odd(how) => Err(format!("{test} fails once, and then: {how}")),
+                }
+            }
+            Outcome::Passed(passed) if passed == passing => Err("no test fails".into()),
+            Outcome::Passed(_) => Err("other tests run than with all guards in".into()),
+            Outcome::Odd(how) => Err(how),
+        }
+    }
 }
 
 #[test]
@@ -343,9 +469,8 @@ fn first_failure(
 fn no_guard_can_be_taken_out_unseen() {
     let guards = guards();
     let wanted = std::env::var("GUARDS").unwrap_or_default();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guards");
-    let tree = folder.join("tree");
-    copy(root(), &tree, &files(&guards));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guards/tree");
+    copy(root(), &folder, &files(&guards));
     let tests_of = |guard: &Guard| {
         if guard.tests.is_empty() {
             vec![Tests {
@@ -360,43 +485,49 @@ fn no_guard_can_be_taken_out_unseen() {
         .iter()
         .filter(|guard| wanted.is_empty() || wanted.split(',').any(|name| name == guard.name))
         .collect();
-    assert!(!chosen.is_empty(), "GUARDS names none of the list");
-    let tests: BTreeSet<Tests> = chosen.iter().flat_map(|guard| tests_of(guard)).collect();
-    let targets = tests.iter().map(|tests| tests.target.clone()).collect();
-    let programs = build(&tree, &targets);
-    for tests in &tests {
-        let failed = first_failure(&programs[&tests.target], &tree, tests, None, Some(FEW));
-        assert_eq!(failed, None, "with all guards in, {tests:?} passes");
-    }
-    println!("{:<34} {:>6}  killed by", "guard", "s");
-    let mut survivors = Vec::new();
-    for guard in chosen {
-        if let Some(why) = &guard.covered {
-            println!("{:<34} {:>6}  (none: {why})", guard.name, "");
-            continue;
-        }
-        let began = Instant::now();
-        let tests = tests_of(guard);
-        // A few seeds of every class show most of them.
-        let killer = [Some(FEW), None].into_iter().find_map(|seeds| {
-            tests.iter().find_map(|tests| {
-                let program = &programs[&tests.target];
-                let failed = first_failure(program, &tree, tests, Some(&guard.name), seeds)?;
-                Some(format!("{}: {failed}", tests.target))
-            })
-        });
-        println!(
-            "{:<34} {:>6.1}  {}",
-            guard.name,
-            began.elapsed().as_secs_f64(),
-            killer.as_deref().unwrap_or("SURVIVES")
-        );
-        if killer.is_none() {
-            survivors.push(format!("{}: {}", guard.name, guard.breaks));
-        }
-    }
     assert!(
-        survivors.is_empty(),
-        "no test fails without: {survivors:#?}"
+        wanted.is_empty() || chosen.len() == wanted.split(',').count(),
+        "GUARDS names what is not in the list"
     );
+    let targets = chosen
+        .iter()
+        .flat_map(|guard| tests_of(guard))
+        .map(|tests| tests.target)
+        .collect();
+    let mut tree = Tree {
+        programs: build(&folder, &targets),
+        folder,
+        passing: BTreeMap::new(),
+    };
+    println!("{:<34} {:>6}  killed by", "guard", "s");
+    let mut alive = Vec::new();
+    for guard in &chosen {
+        let began = Instant::now();
+        let mut killer = Err(String::new());
+        // A few seeds of every class show most of them.
+        for (seeds, tests) in [Some(FEW), None]
+            .into_iter()
+            .flat_map(|seeds| tests_of(guard).into_iter().map(move |tests| (seeds, tests)))
+        {
+            killer = tree.killer(&guard.name, &tests, seeds);
+            if killer.is_ok() {
+                break;
+            }
+        }
+        let told = match &killer {
+            Ok(killer) => killer.clone(),
+            Err(why) => format!("NOT KILLED: {why}"),
+        };
+        let took = began.elapsed().as_secs_f64();
+        println!("{:<34} {took:>6.1}  {told}", guard.name);
+        if let Err(why) = killer {
+            alive.push(format!("{} ({}): {why}", guard.name, guard.breaks));
+        }
+    }
+    println!(
+        "{} guards, {} killed",
+        chosen.len(),
+        chosen.len() - alive.len()
+    );
+    assert!(alive.is_empty(), "no test fails without: {alive:#?}");
 }

@@ -660,6 +660,7 @@ fn all(class: &'static Class) -> Shown {
     let shrinks = std::env::var("SHRINK").as_deref() != Ok("no");
     let mut shown = Shown::default();
     let mut failed: Vec<u64> = Vec::new();
+    let mut first = String::new();
     for seed in 0..seeds {
         let case = Case::whole(class, seed);
         match shrink::attempt(&case) {
@@ -667,6 +668,9 @@ fn all(class: &'static Class) -> Shown {
             Err(failure) => {
                 if failed.is_empty() && shrinks {
                     eprintln!("{}", shrink::report(&case, &failure));
+                }
+                if failed.is_empty() {
+                    first = failure.message;
                 }
                 failed.push(seed);
             }
@@ -679,7 +683,7 @@ fn all(class: &'static Class) -> Shown {
     println!("{}: {seeds} seeds, {shown:?}", class.name);
     assert!(
         failed.is_empty(),
-        "{}: these seeds fail, of the first {}: {failed:?}",
+        "{first}\n{}: these seeds fail, of the first {}: {failed:?}",
         class.name,
         failed.last().unwrap_or(&0) + 1
     );
