@@ -13,7 +13,7 @@ use crate::expected::{Wanted, without_zone};
 use crate::model_etcd::{Author, Change, Etcd, show};
 use crate::model_kube::Kube;
 use crate::oracle::{Known, Oracle, POLICIES, Standing};
-use crate::world::{CLUSTER_UIDS, Knobs, REGISTRAR, Sent, Slot, is_record, slot, uid};
+use crate::world::{CLUSTER_UIDS, Knobs, REGISTRAR, Sent, Slot, Term, is_record, slot, uid};
 
 /// The mark of a lane: pods, registrations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +45,8 @@ impl Mark {
 pub(crate) struct Checks {
     several: bool,
     hands: bool,
+    /// The shape of transactions is not looked at: what they do has to show what is wrong with them.
+    pub(crate) shapeless: bool,
     /// One process sees it all.
     one_process: bool,
     records_may_expire: bool,
@@ -55,8 +57,6 @@ pub(crate) struct Checks {
     /// The lane of the transaction that was applied last, and what its plan was made from.
     lane: Option<Key>,
     known: Option<Known>,
-    /// Which process, in which of its lives, stood for election with a nonce.
-    candidates: BTreeMap<String, (usize, u64)>,
     /// What records were put from.
     put_at: BTreeMap<Key, Known>,
     /// What each lease that ever had a key below `leases/` was for.
@@ -91,13 +91,13 @@ impl Checks {
         Self {
             several: knobs.replicas > 1,
             hands: knobs.hands > 0,
+            shapeless: false,
             one_process: knobs.replicas == 1 && knobs.crashes + knobs.handovers == 0,
             records_may_expire: knobs.records_may_expire,
             acted: BTreeMap::new(),
             before: Mark::default(),
             lane: None,
             known: None,
-            candidates: BTreeMap::new(),
             put_at: BTreeMap::new(),
             slots: BTreeMap::new(),
             foreign_saved: BTreeSet::new(),
@@ -141,6 +141,9 @@ impl Checks {
 
     /// Every transaction that changes records is fenced.
     pub(crate) fn fenced(&self, txn: &Txn, cluster: &str) {
+        if self.shapeless {
+            return;
+        }
         let leader = format!("{REGISTRAR}leader");
         let owner = format!("{REGISTRAR}owner");
         let created = txn.compares.iter().any(|compare| {
@@ -222,30 +225,33 @@ impl Checks {
         let left = &sent.left;
         self.lane = None;
         self.known = Some(sent.known);
-        let writes = |op: &Op| matches!(op, Op::Put(key, ..) | Op::Delete(key) if is_record(key));
+        let leader = etcd.get(format!("{REGISTRAR}leader").as_bytes());
+        let leader = leader.map(|kv| (show(&kv.value), kv.create_revision));
+        let owner = etcd.get(format!("{REGISTRAR}owner").as_bytes());
+        let owner = owner.map(|kv| show(&kv.value)).unwrap_or_default();
+        let seen = format!("{REGISTRAR}seen/");
+        let writes = |op: &Op| {
+            matches!(op, Op::Put(key, ..) | Op::Delete(key)
+                if is_record(key) || show(key).starts_with(&seen))
+        };
         if txn.then.iter().any(writes) {
-            let value = |name: &str| {
-                let kv = etcd.get(format!("{REGISTRAR}{name}").as_bytes());
-                kv.map(|kv| show(&kv.value)).unwrap_or_default()
-            };
-            let holder = self.candidates.get(&value("leader"));
-            assert_eq!(
-                holder,
-                Some(&(sent.process, sent.life)),
-                "S1: records are written by a process that does not hold the leader key"
+            assert!(
+                leader.is_some() && leader == sent.term,
+                "S1: p{} changes records or marks in its term {:?}, and the leader is {leader:?}",
+                sent.process,
+                sent.term
             );
             assert_eq!(
-                value("owner"),
-                cluster,
-                "S1: records are written by a cluster that does not have the name"
+                owner, cluster,
+                "S1: records or marks are changed by a cluster that does not have the name"
             );
         }
         for op in &txn.then {
             let Op::Put(key, value, _) = op else { continue };
             let text = show(key);
-            if text == format!("{REGISTRAR}leader") {
-                self.candidates
-                    .insert(show(value), (sent.process, sent.life));
+            if text == format!("{REGISTRAR}owner") {
+                not_taken(&leader, sent, cluster, etcd);
+            } else if text == format!("{REGISTRAR}leader") {
                 for mark in std::mem::take(&mut self.acted).into_values() {
                     self.before = self.before.max(mark);
                 }
@@ -265,7 +271,6 @@ impl Checks {
             }
         }
         // Without space the mark is deleted instead of written.
-        let seen = format!("{REGISTRAR}seen/");
         let mut marked = false;
         for op in &txn.then {
             if let Op::Put(key, ..) | Op::Delete(key) = op
@@ -638,6 +643,25 @@ impl Checks {
             }
         }
     }
+}
+
+/// The name is not taken while another cluster has leases under it, or someone else leads.
+fn not_taken(leader: &Option<Term>, sent: &Sent, cluster: &str, etcd: &Etcd) {
+    let own = format!("{REGISTRAR}leases/{cluster}/");
+    let others: Vec<String> = etcd
+        .below(&format!("{REGISTRAR}leases/"))
+        .iter()
+        .map(|kv| show(&kv.key))
+        .filter(|key| !key.starts_with(&own))
+        .collect();
+    assert!(
+        others.is_empty(),
+        "a name is taken whose cluster still has leases: {others:?}"
+    );
+    assert!(
+        leader.is_none() || *leader == sent.term,
+        "a name is taken under which {leader:?} leads"
+    );
 }
 
 fn slot_of(kv: &KeyValue, etcd: &Etcd) -> Option<Slot> {

@@ -20,6 +20,7 @@
 //! | `scenario` | changes of Kubernetes, and what people do to etcd |
 //! | `expected`, `oracle` | what has to stand in etcd, from scratch: now, and at any time before |
 //! | `checks` | what must hold after every step |
+//! | `directed` | schedules made by hand, each for one guard of the protocol |
 //! | `shrink` | a failing schedule --> a short one that fails the same way |
 //! | `real_etcd` | the same operations on the model of etcd and on a real one |
 //!
@@ -32,6 +33,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod checks;
+mod directed;
 mod expected;
 mod model_etcd;
 mod model_kube;
@@ -50,7 +52,7 @@ use etcd_registrar::api::{AddressFamily, FormatType};
 use etcd_registrar::engine::io::Resource;
 
 use schedule::{Step, schedule};
-use world::{Knobs, MILLISECOND, SECOND, World};
+use world::{Knobs, MILLISECOND, RESOURCES, SECOND, World};
 
 /// A class of faults.
 struct Class {
@@ -913,7 +915,7 @@ fn a_pod_that_a_broken_list_showed_to_have_left_never_returns() {
         let leader = world.leader().expect("a leader");
         let standby = 1 - leader;
         // The standby is behind, and the leader hears of the change by a list that it does not finish.
-        world.stall(standby, world.now + 15 * SECOND);
+        world.stall(standby, &RESOURCES, world.now + 15 * SECOND);
         let mut left = pods.first().cloned().expect("a pod");
         let uid = left.uid.to_string();
         left.deleting = true;

@@ -588,7 +588,7 @@ fn one(world: &mut World, keys: &[Key]) -> Option<Key> {
     keys.get(at).cloned()
 }
 
-fn by_hand(world: &mut World, op: Op) {
+pub(crate) fn by_hand(world: &mut World, op: Op) {
     let request = Request::Txn(Txn {
         then: vec![op],
         ..Txn::default()

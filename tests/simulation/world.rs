@@ -19,12 +19,12 @@ use etcd_registrar::engine::etcd::{
 };
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource, WatchProblem};
 use etcd_registrar::engine::kube_view::LIVE_MICROS;
-use etcd_registrar::engine::{Engine, Settings};
+use etcd_registrar::engine::{Engine, Numbers, Settings};
 use etcd_registrar::model::pod::Pod;
 
 use crate::checks::{Checks, lease_key};
 use crate::expected::{accepted, expected, without_zone};
-use crate::model_etcd::{Author, Etcd, show};
+use crate::model_etcd::{Author, Etcd, GoesOn, show};
 use crate::model_kube::{Event as KubeEvent, Kube};
 use crate::oracle::{HOLDING, Known, Oracle, Records};
 use crate::schedule::{Fault, Step};
@@ -148,19 +148,24 @@ impl Default for Knobs {
     }
 }
 
+/// A term: the nonce of the leader key, and the revision at which that came into being.
+pub(crate) type Term = (String, Revision);
+
 /// A request on its way to etcd.
 #[derive(Clone, Debug)]
 pub(crate) struct Sent {
     pub(crate) process: usize,
-    pub(crate) life: u64,
+    life: u64,
     number: u64,
-    request: Request,
+    pub(crate) request: Request,
     /// Its answer comes back.
     answer: bool,
     /// Pods whose records it deletes and that the sender knew to have left.
     pub(crate) left: Vec<String>,
     /// What the sender had been told of Kubernetes.
     pub(crate) known: Known,
+    /// The last term that it was told to have won.
+    pub(crate) term: Option<Term>,
     /// Through which connections: those of before a restore are gone.
     etcd: u64,
 }
@@ -334,8 +339,6 @@ struct Process {
     frozen_until: u64,
     /// It does not reach Kubernetes until then.
     cut_until: u64,
-    /// Its watches of Kubernetes deliver nothing until then, although they stand.
-    stalled_until: u64,
     /// It was asked to end.
     leaving: bool,
     /// The UID of its cluster.
@@ -346,7 +349,19 @@ struct Process {
     answered: u64,
     /// What it has read from etcd.
     told: BTreeMap<Key, Told>,
+    /// The last term that it was told to have won.
+    term: Option<Term>,
+    /// Until then it hears nothing of what stands below a prefix in etcd.
+    deaf: (String, u64),
+    /// Its watches of one resource of Kubernetes deliver nothing until then, although they stand.
+    stalled: BTreeMap<Resource, u64>,
+    /// Such requests of its are given up, and reach etcd when a test says so; with `true`, such requests reach
+    /// etcd twice: also when a test says so.
+    held_back: Option<(Kind, bool)>,
 }
+
+/// A kind of requests.
+pub(crate) type Kind = fn(&Request) -> bool;
 
 impl Process {
     fn hear(&mut self, etcd: u64, revision: Revision, key: &Key, kv: Option<&KeyValue>) {
@@ -374,12 +389,15 @@ impl Process {
             },
             frozen_until: 0,
             cut_until: 0,
-            stalled_until: 0,
             leaving: false,
             cluster,
             policy: 0,
             answered: 0,
             told: BTreeMap::new(),
+            term: None,
+            deaf: (String::new(), 0),
+            stalled: BTreeMap::new(),
+            held_back: None,
         }
     }
 }
@@ -420,6 +438,8 @@ pub(crate) struct World {
     /// Revokes that were sent, and leases that etcd was asked about.
     pub(crate) revokes: usize,
     pub(crate) asked_leases: usize,
+    /// Requests that are held back.
+    held_back: Vec<Sent>,
     /// Faults that happened, for a person.
     pub(crate) faults_played: usize,
     /// Times at which something was held that nobody wants.
@@ -461,6 +481,7 @@ impl World {
             stood: BTreeSet::new(),
             revokes: 0,
             asked_leases: 0,
+            held_back: Vec::new(),
             faults_played: 0,
             held: 0,
             compared: ((0, 0, 0), Vec::new()),
@@ -633,6 +654,17 @@ impl World {
             }
             if found.frozen_until > self.now {
                 let until = found.frozen_until;
+                self.at(until, event);
+                return;
+            }
+            if let Event::Read(_, _, range, _)
+            | Event::Watch(_, _, range, _)
+            | Event::Given { range, .. } = &event
+                && let (prefix, until) = &found.deaf
+                && *until > self.now
+                && range.start.starts_with(prefix.as_bytes())
+            {
+                let until = *until;
                 self.at(until, event);
                 return;
             }
@@ -900,7 +932,8 @@ impl World {
     }
 
     fn kube_turn(&mut self, process: usize, resource: Resource) {
-        let stalled_until = self.process(process).stalled_until;
+        let stalled = self.process(process).stalled.get(&resource);
+        let stalled_until = stalled.copied().unwrap_or(0);
         // A list that is asked for comes all the same.
         let watches = self
             .process(process)
@@ -1108,11 +1141,24 @@ impl World {
             number,
             left: self.known_to_have_left(process, &request),
             known: self.known(process),
+            term: self.process(process).term.clone(),
             etcd: self.etcd_number,
             answer: true,
             request,
         };
         let there = self.delay(20 * MILLISECOND);
+        if let Some((kind, twice)) = self.process(process).held_back
+            && kind(&sent.request)
+        {
+            self.held_back.push(Sent {
+                answer: false,
+                ..sent.clone()
+            });
+            if !twice {
+                self.answers(self.now + 50 * MILLISECOND, &sent, Err(GIVEN_UP));
+                return;
+            }
+        }
         let mut unknown = if self.faults { self.knobs.unknown } else { 0.0 };
         let slow = matches!(sent.request, Request::Revoke(_)) && self.faults;
         self.revokes += usize::from(matches!(sent.request, Request::Revoke(_)));
@@ -1292,6 +1338,9 @@ impl World {
         };
         let etcd = self.etcd_number;
         let found = self.process(process);
+        if let (true, Some(nonce)) = (succeeded, election(txn)) {
+            found.term = Some((nonce, *revision));
+        }
         for (op, read) in branch.iter().zip(reads) {
             if let Op::Get(key) = op {
                 found.hear(etcd, *revision, key, read.first());
@@ -1685,7 +1734,7 @@ impl World {
     }
 
     fn progress(&mut self, process: usize) {
-        if self.etcd_away_until > self.now {
+        if self.etcd_away_until > self.now || self.process(process).deaf.1 > self.now {
             return;
         }
         let gone: Vec<Range> = self
@@ -1880,15 +1929,8 @@ impl World {
                     self.break_watch(process);
                 }
             }
-            (Fault::Save, _) => {
-                self.etcd.save();
-                self.checks.saved();
-            }
-            (Fault::Restore(goes_on), _) => {
-                if self.etcd.restore(*goes_on, self.now) {
-                    self.another_etcd();
-                }
-            }
+            (Fault::Save, _) => self.save(),
+            (Fault::Restore(goes_on), _) => self.restore(*goes_on),
             (Fault::Wipe, _) => {
                 self.etcd.wipe();
                 self.another_etcd();
@@ -1985,14 +2027,80 @@ impl World {
             if !rest.iter().any(|object| matches!(object, Object::Pod(pod) if *pod.uid == *uid)))
     }
 
-    /// The watches of a process deliver nothing until then.
-    pub(crate) fn stall(&mut self, process: usize, until: u64) {
-        self.process(process).stalled_until = until;
+    /// The watches of a process deliver nothing of these until then.
+    pub(crate) fn stall(&mut self, process: usize, resources: &[Resource], until: u64) {
+        for resource in resources {
+            self.process(process).stalled.insert(*resource, until);
+            // A turn may be due much later.
+            if let Some(watch) = self.process(process).watches.get_mut(resource) {
+                watch.due = false;
+            }
+            self.wake_kube(process, *resource, MILLISECOND);
+        }
+    }
+
+    /// A process hears nothing of what stands below a prefix in etcd until then.
+    pub(crate) fn deafen(&mut self, process: usize, prefix: &str, until: u64) {
+        self.process(process).deaf = (prefix.to_owned(), until);
+    }
+
+    /// Such requests of a process are given up from now on, and reach etcd with [`World::let_go`].
+    pub(crate) fn hold_back(&mut self, process: usize, kind: Kind) {
+        self.process(process).held_back = Some((kind, false));
+    }
+
+    /// Such requests of a process reach etcd twice from now on: in time, and with [`World::let_go`].
+    pub(crate) fn repeat(&mut self, process: usize, kind: Kind) {
+        self.process(process).held_back = Some((kind, true));
+    }
+
+    /// Requests go their way again.
+    pub(crate) fn hold_back_no_more(&mut self, process: usize) {
+        self.process(process).held_back = None;
+    }
+
+    /// How many such requests of a process are held back.
+    pub(crate) fn held(&self, process: usize, kind: Kind) -> usize {
+        let held = self.held_back.iter();
+        held.filter(|sent| sent.process == process && kind(&sent.request))
+            .count()
+    }
+
+    /// The oldest such request of a process that was held back reaches etcd.
+    pub(crate) fn let_go(&mut self, process: usize, kind: Kind) {
+        let which = |sent: &Sent| sent.process == process && kind(&sent.request);
+        let at = self.held_back.iter().position(which).expect("one is held back");
+        let sent = self.held_back.remove(at);
+        self.under_way += 1;
+        self.apply(sent);
+    }
+
+    /// Somebody saves etcd.
+    pub(crate) fn save(&mut self) {
+        self.etcd.save();
+        self.checks.saved();
+    }
+
+    /// Somebody restores etcd.
+    pub(crate) fn restore(&mut self, goes_on: GoesOn) {
+        if self.etcd.restore(goes_on, self.now) {
+            self.another_etcd();
+        }
+    }
+
+    /// The numbers of a process that runs.
+    pub(crate) fn numbers(&mut self, process: usize) -> Numbers {
+        let engine = self.process(process).engine.as_mut();
+        engine.expect("it runs").numbers().clone()
+    }
+
+    /// The leader key.
+    pub(crate) fn leader_key(&self) -> Option<&KeyValue> {
+        self.etcd.get(format!("{REGISTRAR}leader").as_bytes())
     }
 
     pub(crate) fn end_leader_lease(&mut self) {
-        let leader = self.etcd.get(format!("{REGISTRAR}leader").as_bytes());
-        if let Some(lease) = leader.map(|kv| kv.lease) {
+        if let Some(lease) = self.leader_key().map(|kv| kv.lease) {
             self.etcd.end(lease);
         }
     }
@@ -2325,12 +2433,20 @@ fn show_input(input: &Input) -> String {
     }
 }
 
+/// The nonce with which a transaction stands for election, if it does.
+pub(crate) fn election(txn: &Txn) -> Option<String> {
+    let leader = format!("{REGISTRAR}leader");
+    txn.then.iter().find_map(|op| match op {
+        Op::Put(key, nonce, _) if show(key) == leader => Some(show(nonce)),
+        _ => None,
+    })
+}
+
 /// The action of the model that a transaction is.
 fn action(txn: &Txn) -> &'static str {
     let any = |what: &dyn Fn(&Op) -> bool| txn.then.iter().any(what);
     let seen = format!("{REGISTRAR}seen/");
-    let leader = format!("{REGISTRAR}leader");
-    if any(&|op| matches!(op, Op::Put(key, ..) if show(key) == leader)) {
+    if election(txn).is_some() {
         "Elect"
     } else if any(&|op| matches!(op, Op::Delete(key) if show(key).starts_with(&seen))) {
         "Remove"

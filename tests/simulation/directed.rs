@@ -1,0 +1,409 @@
+//! Schedules that are made by hand: each shows what one guard of the protocol stops, where chance seldom does.
+//!
+//! Takes nothing, gives nothing: what breaks without the guard is seen by the checks of every run, by what stands
+//! in etcd at the end, or by who leads. The shape of transactions is not looked at. Must never look at what an
+//! engine believes, but to make sure that it came to what is to be shown.
+
+use etcd_registrar::api::FormatType;
+use etcd_registrar::engine::etcd::{Op, Request, Txn};
+use etcd_registrar::engine::io::Resource;
+use etcd_registrar::model::pod::Pod;
+
+use crate::model_etcd::GoesOn;
+use crate::scenario;
+use crate::world::{
+    self, Knobs, MILLISECOND, REGISTRAR, RESOURCES, SECOND, World, election, is_record, key,
+};
+use crate::{Named, calm_down};
+
+/// So many choices of delays.
+const SEEDS: u64 = 5;
+
+fn txn(request: &Request) -> Option<&Txn> {
+    match request {
+        Request::Txn(txn) => Some(txn),
+        _ => None,
+    }
+}
+
+fn changes(request: &Request, which: impl Fn(&[u8]) -> bool) -> bool {
+    txn(request).is_some_and(|txn| {
+        let mut ops = txn.then.iter();
+        ops.any(|op| matches!(op, Op::Put(key, ..) | Op::Delete(key) if which(key)))
+    })
+}
+
+fn stands(request: &Request) -> bool {
+    txn(request).and_then(election).is_some()
+}
+
+fn claims(request: &Request) -> bool {
+    let owner = key(&format!("{REGISTRAR}owner"));
+    changes(request, |key| *key == *owner)
+}
+
+fn writes(request: &Request) -> bool {
+    changes(request, is_record)
+}
+
+fn is_barrier(request: &Request) -> bool {
+    let seen = format!("{REGISTRAR}seen/");
+    !writes(request) && changes(request, |key| key.starts_with(seen.as_bytes()))
+}
+
+fn is_revoke(request: &Request) -> bool {
+    matches!(request, Request::Revoke(_))
+}
+
+fn run_while(world: &mut World, what: &str, within: u64, goes_on: impl Fn(&mut World) -> bool) {
+    let end = world.now + within;
+    while goes_on(world) {
+        assert!(world.now < end, "not {what}:\n{}", world.summary());
+        world.run_until(world.now + MILLISECOND);
+    }
+}
+
+fn delete_by_hand(world: &mut World, name: &str) {
+    scenario::by_hand(world, Op::Delete(key(&format!("{REGISTRAR}{name}"))));
+}
+
+fn web(world: &mut World) {
+    let web = scenario::registration("web", FormatType::Json, None);
+    scenario::put(world, web);
+    world.wake_all();
+}
+
+/// A ready pod.
+fn ready(world: &mut World, number: usize) -> Pod {
+    let ip = format!("10.0.0.{number}");
+    let pod = scenario::pod(world, &format!("web-{number}"), &[&ip]);
+    scenario::put_pod(world, pod.clone());
+    pod
+}
+
+fn turn(world: &mut World, pod: &Pod, ready: bool) {
+    let mut pod = pod.clone();
+    pod.ready = ready;
+    scenario::put_pod(world, pod);
+}
+
+/// Two replicas with a registration and a pod, at rest; which leads, and which does not.
+fn two(seed: u64) -> (World, usize, usize, Pod) {
+    let knobs = Knobs {
+        replicas: 2,
+        ..Knobs::default()
+    };
+    let mut world = World::new(seed, knobs, false);
+    world.checks.shapeless = true;
+    web(&mut world);
+    let pod = ready(&mut world, 1);
+    world.start(0);
+    world.start(1);
+    calm_down(&mut world);
+    // Bookmarks bring both beyond the marks, and both wait for the leader key.
+    world.run_until(world.now + 5 * SECOND);
+    let leader = world.leader().expect("a leader");
+    (world, leader, 1 - leader, pod)
+}
+
+/// The leader key goes, without the leader hearing of it, until the other replica leads.
+fn depose(world: &mut World, leader: usize, other: usize) {
+    world.deafen(leader, "", world.now + 10 * SECOND);
+    delete_by_hand(world, "leader");
+    run_while(world, "led by the other replica", 5 * SECOND, |world| {
+        !world.numbers(other).leads
+    });
+    assert!(world.numbers(leader).leads, "it heard of it");
+    // The other one does not act before it.
+    world.stall(other, &RESOURCES, world.now + 5 * SECOND);
+}
+
+/// A leader that does not know that it is none any more hears of a change.
+fn tries_to_write(world: &mut World, leader: usize, pod: &Pod) {
+    let before = world.numbers(leader).transactions_compared;
+    let done = world.numbers(leader).transactions_done;
+    turn(world, pod, false);
+    run_while(world, "tried", 5 * SECOND, |world| {
+        let numbers = world.numbers(leader);
+        numbers.transactions_compared == before && numbers.transactions_done == done
+    });
+    world.run_until(world.now + 15 * SECOND);
+    calm_down(world);
+    assert_eq!(world.expected().len(), 0);
+}
+
+#[test]
+fn a_deposed_leader_that_has_not_heard_of_it_changes_nothing() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, other, pod) = two(seed);
+        depose(&mut world, leader, other);
+        tries_to_write(&mut world, leader, &pod);
+    }
+}
+
+/// Its own election reaches etcd a second time, after the term of another replica.
+#[test]
+fn a_leader_changes_nothing_under_a_leader_key_of_its_that_came_later() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, first, leader, pod) = two(seed);
+        world.repeat(leader, stands);
+        delete_by_hand(&mut world, "leader");
+        // Who stands again wins as often as not.
+        run_while(&mut world, "led by the one", 30 * SECOND, |world| {
+            if world.numbers(first).leads {
+                delete_by_hand(world, "leader");
+                world.run_until(world.now + SECOND);
+            }
+            !world.numbers(leader).leads
+        });
+        calm_down(&mut world);
+        let nonce = |world: &World| world.leader_key().map(|kv| kv.value.clone());
+        let won = nonce(&world);
+        depose(&mut world, leader, first);
+        assert_ne!(nonce(&world), won);
+        world.crash(first);
+        delete_by_hand(&mut world, "leader");
+        while nonce(&world) != won {
+            // All that it had stood for election with, the last one at the end.
+            assert!(world.held(leader, stands) > 0);
+            delete_by_hand(&mut world, "leader");
+            world.let_go(leader, stands);
+        }
+        tries_to_write_alone(&mut world, leader, &pod);
+        world.start(first);
+        world.run_until(world.now + 15 * SECOND);
+        calm_down(&mut world);
+    }
+}
+
+/// As [`tries_to_write`], where no other process runs.
+fn tries_to_write_alone(world: &mut World, leader: usize, pod: &Pod) {
+    let compared = world.numbers(leader).transactions_compared;
+    let done = world.numbers(leader).transactions_done;
+    turn(world, pod, false);
+    run_while(world, "tried", 5 * SECOND, |world| {
+        let numbers = world.numbers(leader);
+        numbers.transactions_compared == compared && numbers.transactions_done == done
+    });
+}
+
+/// etcd is restored, and another replica is elected at the very revision at which the leader of before was.
+#[test]
+fn a_leader_changes_nothing_under_the_leader_key_of_another_in_a_restored_etcd() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, other, pod) = two(seed);
+        world.hold_back(other, stands);
+        delete_by_hand(&mut world, "leader");
+        world.save();
+        let aside = key("/registrar/elsewhere");
+        let put = |world: &mut World| {
+            scenario::by_hand(world, Op::Put(aside.clone(), Box::default(), 0));
+        };
+        for _ in 0..20 {
+            put(&mut world);
+        }
+        run_while(&mut world, "led", 5 * SECOND, |world| {
+            !(world.leader_key().is_some() && world.numbers(leader).leads)
+        });
+        calm_down(&mut world);
+        let won_at = world.leader_key().map_or(0, |kv| kv.create_revision);
+        world.deafen(leader, "", world.now + 15 * SECOND);
+        let before = world.held(other, stands);
+        world.restore(GoesOn::Back);
+        run_while(&mut world, "stood for", 5 * SECOND, |world| {
+            world.held(other, stands) == before
+        });
+        for _ in 0..before {
+            // Of before the restore.
+            world.let_go(other, stands);
+        }
+        assert!(world.leader_key().is_none() && world.etcd.revision < won_at);
+        while world.etcd.revision + 1 < won_at {
+            put(&mut world);
+        }
+        world.let_go(other, stands);
+        let same = world.leader_key().map(|kv| kv.create_revision);
+        assert_eq!(same, Some(won_at));
+        world.hold_back_no_more(other);
+        assert!(world.numbers(leader).leads, "it heard of it");
+        world.stall(other, &RESOURCES, world.now + 5 * SECOND);
+        tries_to_write(&mut world, leader, &pod);
+    }
+}
+
+#[test]
+fn a_leader_changes_nothing_while_nobody_has_the_name() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, _, pod) = two(seed);
+        world.deafen(leader, "", world.now + 10 * SECOND);
+        delete_by_hand(&mut world, "owner");
+        tries_to_write(&mut world, leader, &pod);
+    }
+}
+
+#[test]
+fn the_barrier_of_a_deposed_leader_puts_no_mark() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, other, pod) = two(seed);
+        world.hold_back(leader, |request| writes(request) || is_barrier(request));
+        turn(&mut world, &pod, false);
+        // Its write is given up, and so is its barrier.
+        run_while(&mut world, "at the barrier", 5 * SECOND, |world| {
+            world.held(leader, is_barrier) == 0
+        });
+        depose(&mut world, leader, other);
+        world.let_go(leader, is_barrier);
+        world.hold_back_no_more(leader);
+        world.run_until(world.now + 15 * SECOND);
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 0);
+    }
+}
+
+/// What a leader has heard of a later term without hearing of that: a record in dispute is read together with the
+/// key of its lease.
+#[test]
+fn a_lease_of_a_later_term_is_not_revoked() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, other, _) = two(seed);
+        let long = world.now + 60 * SECOND;
+        world.stall(leader, &[Resource::Pods], long);
+        world.deafen(leader, REGISTRAR, long);
+        delete_by_hand(&mut world, "leader");
+        run_while(&mut world, "led by the other", 5 * SECOND, |world| {
+            !world.numbers(other).leads
+        });
+        let second = ready(&mut world, 2);
+        let stands = |world: &World| {
+            let all: Vec<_> = world.etcd.all().filter(|kv| is_record(&kv.key)).collect();
+            all.len() == 2
+        };
+        run_while(&mut world, "put", 5 * SECOND, |world| !stands(world));
+        // The first leader reads the record, and only then hears of its pod.
+        world.run_until(world.now + SECOND);
+        let now = world.now;
+        world.stall(leader, &[Resource::Pods], now);
+        world.run_until(world.now + 2 * SECOND);
+        assert!(world.numbers(leader).leads, "it wrote");
+        // It wants nothing any more, and the other one does not hear why.
+        world.stall(other, &[Resource::Registrations], long);
+        let mut suspended = scenario::registration("web", FormatType::Json, None);
+        if let Ok(spec) = &mut suspended.spec {
+            spec.suspend = true;
+        }
+        scenario::put(&mut world, suspended);
+        world.wake_all();
+        world.run_until(world.now + SECOND);
+        world.hold_back(leader, is_revoke);
+        turn(&mut world, &second, false);
+        run_while(&mut world, "gone", 5 * SECOND, |world| stands(world));
+        world.run_until(world.now + 4 * SECOND);
+        assert!(world.numbers(leader).leads, "it wrote");
+        turn(&mut world, &second, true);
+        run_while(&mut world, "back", 5 * SECOND, |world| !stands(world));
+        while world.held(leader, is_revoke) > 0 {
+            world.let_go(leader, is_revoke);
+        }
+        assert!(stands(&world));
+        let now = world.now;
+        world.deafen(leader, "", now);
+        world.stall(other, &[Resource::Registrations], now);
+        web(&mut world);
+        world.run_until(world.now + 5 * SECOND);
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 2);
+    }
+}
+
+/// One replica of each of two clusters.
+fn two_clusters(seed: u64) -> World {
+    let knobs = Knobs {
+        intruders: 1,
+        records_may_expire: true,
+        ..Knobs::default()
+    };
+    let mut world = World::new(seed, knobs, false);
+    world.checks.shapeless = true;
+    world
+}
+
+fn owner(world: &World) -> Option<String> {
+    let owner = world.etcd.get(format!("{REGISTRAR}owner").as_bytes());
+    owner.map(|kv| crate::model_etcd::show(&kv.value))
+}
+
+/// Another cluster asks for the name, and etcd hears of it when the name is in use.
+fn claims_late(world: &mut World) {
+    world.start(1);
+    world.hold_back(1, claims);
+    run_while(world, "claimed", 5 * SECOND, |world| {
+        world.held(1, claims) == 0
+    });
+    world.start(0);
+    run_while(world, "led", 10 * SECOND, |world| !world.numbers(0).leads);
+}
+
+#[test]
+fn a_name_whose_cluster_has_leases_is_not_taken() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = two_clusters(seed);
+        web(&mut world);
+        ready(&mut world, 1);
+        claims_late(&mut world);
+        run_while(&mut world, "put", 5 * SECOND, |world| {
+            !world.etcd.all().any(|kv| is_record(&kv.key))
+        });
+        world.crash(0);
+        delete_by_hand(&mut world, "leader");
+        delete_by_hand(&mut world, "owner");
+        world.let_go(1, claims);
+        assert_eq!(owner(&world), None);
+    }
+}
+
+#[test]
+fn a_name_under_which_another_cluster_leads_is_not_taken() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = two_clusters(seed);
+        claims_late(&mut world);
+        delete_by_hand(&mut world, "owner");
+        world.let_go(1, claims);
+        assert_eq!(owner(&world), None);
+    }
+}
+
+/// A late election of a cluster whose name is another's by now would hold that one up.
+#[test]
+fn who_has_lost_the_name_is_not_elected() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = two_clusters(seed);
+        world.start(0);
+        world.hold_back(0, stands);
+        run_while(&mut world, "stood for", 5 * SECOND, |world| {
+            world.held(0, stands) == 0
+        });
+        // It hears nothing of all that follows, and keeps its leases alive.
+        world.deafen(0, "", world.now + 60 * SECOND);
+        delete_by_hand(&mut world, "owner");
+        world.start(1);
+        world.hold_back(1, stands);
+        run_while(&mut world, "stood for", 10 * SECOND, |world| {
+            world.held(1, stands) == 0
+        });
+        assert_eq!(owner(&world).as_deref(), Some(world::CLUSTER_UIDS[1]));
+        world.let_go(0, stands);
+        world.hold_back_no_more(1);
+        run_while(&mut world, "led by its owner", 10 * SECOND, |world| {
+            !world.numbers(1).leads
+        });
+    }
+}
