@@ -107,7 +107,6 @@ impl Engine {
             }
         }
         if self.leads()
-            && !self.is_under_way(key, &need)
             && let Some(lane) = self.lanes.get_mut(lane_of(key))
         {
             lane.push(Arc::clone(key), writes == Some(true));
@@ -117,9 +116,6 @@ impl Engine {
     /// What the lane does about a key now, or nothing and when to look again.
     pub(super) fn due(&mut self, key: &Key) -> Option<Due> {
         let need = self.need_now(key);
-        if self.is_under_way(key, &need) {
-            return None;
-        }
         let now = self.now.monotonic;
         let later = match &need {
             Need::Put(claim) => {
@@ -185,18 +181,6 @@ impl Engine {
         };
         let endpoints = self.index.limits(&stored.namespace).endpoints;
         self.pace.turn(key, &stored.namespace, endpoints, now)
-    }
-
-    /// Whether a key has to wait until an outcome is known. A removal without space has not: what may
-    /// still apply compares the mark, which goes with it.
-    fn is_under_way(&self, key: &Key, need: &Need) -> bool {
-        self.flying.contains_key(key)
-            && !(self.no_space
-                && *need == Need::Delete
-                && self
-                    .lanes
-                    .get(lane_of(key))
-                    .is_some_and(|lane| lane.is_unknown(key)))
     }
 
     /// A frozen leader puts back what it had confirmed and changes nothing else.

@@ -407,3 +407,117 @@ fn who_has_lost_the_name_is_not_elected() {
         });
     }
 }
+
+/// One replica with a registration and a pod, at rest.
+fn one(seed: u64) -> (World, Pod) {
+    let mut world = World::new(seed, Knobs::default(), false);
+    web(&mut world);
+    let pod = ready(&mut world, 1);
+    world.start(0);
+    calm_down(&mut world);
+    (world, pod)
+}
+
+#[test]
+fn what_stood_on_a_lease_that_is_gone_is_put_on_another() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, _) = one(seed);
+        let lease = |world: &World| {
+            let record = world.etcd.all().find(|kv| is_record(&kv.key));
+            record.map(|kv| kv.lease)
+        };
+        let lost = lease(&world).expect("a record");
+        scenario::request_by_hand(&mut world, &Request::Revoke(lost));
+        assert_eq!(lease(&world), None);
+        calm_down(&mut world);
+        assert!(lease(&world).is_some_and(|lease| lease != lost));
+    }
+}
+
+/// Two pods have one address: the later one counts, until it is not ready any more. A record that does not say
+/// whose it is passes to the first one then, without a change in etcd, and another registration wants that one alone.
+#[test]
+fn who_waits_for_an_address_goes_on_when_a_record_passes_to_its_pod() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = World::new(seed, Knobs::default(), false);
+        let plain = scenario::registration("web", FormatType::Plain, Some("plain/"));
+        scenario::put(&mut world, plain);
+        let mut only_first = scenario::registration("api", FormatType::Json, None);
+        if let Ok(spec) = &mut only_first.spec {
+            spec.selector.match_labels = Some([("first".to_owned(), "yes".to_owned())].into());
+        }
+        scenario::put(&mut world, only_first);
+        let mut first = scenario::pod(&mut world, "first", &["10.0.0.1"]);
+        first.labels.push(("first".into(), "yes".into()));
+        scenario::put_pod(&mut world, first);
+        world.start(0);
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 2);
+        let second = ready(&mut world, 1);
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 1);
+        turn(&mut world, &second, false);
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 2);
+    }
+}
+
+/// A record was put and not read yet when its registration is suspended, or can't be read any more.
+#[test]
+fn what_is_kept_counts_when_it_was_read() {
+    for suspended in [true, false] {
+        for seed in 0..SEEDS {
+            let _named = Named(seed);
+            let (mut world, _) = one(seed);
+            world.deafen(0, "/services/", world.now + 10 * SECOND);
+            let before = world.numbers(0).puts;
+            ready(&mut world, 2);
+            run_while(&mut world, "put", 5 * SECOND, |world| {
+                world.numbers(0).puts == before
+            });
+            let mut kept = scenario::registration("web", FormatType::Json, None);
+            match &mut kept.spec {
+                Ok(spec) if suspended => spec.suspend = true,
+                spec => *spec = Err("unknown variant".into()),
+            }
+            scenario::put(&mut world, kept);
+            world.wake_all();
+            let told = |world: &World| {
+                let web = world.kube.registrations.get("shop/web");
+                let status = web.and_then(|web| web.status.clone());
+                status.and_then(|status| status.registered)
+            };
+            // The checks look at every status.
+            world.run_until(world.now + 5 * SECOND);
+            assert_eq!(told(&world), Some(1));
+            world.run_until(world.now + 10 * SECOND);
+            assert_eq!(told(&world), Some(2));
+        }
+    }
+}
+
+#[test]
+fn a_late_write_changes_nothing_that_a_person_put_there_meanwhile() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, _) = one(seed);
+        world.checks.shapeless = true;
+        world.hold_back(0, writes);
+        ready(&mut world, 2);
+        run_while(&mut world, "sent", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        let foreign = key("/services/shop/web/east/10.0.0.2:8080");
+        assert!(world.expected().keys().any(|wanted| key(wanted) == foreign));
+        scenario::by_hand(&mut world, Op::Put(foreign.clone(), Box::default(), 0));
+        world.let_go(0, writes);
+        world.hold_back_no_more(0);
+        world.run_until(world.now + 5 * SECOND);
+        let stands = world.etcd.get(&foreign);
+        assert!(stands.is_some_and(|kv| kv.value.is_empty()));
+        scenario::by_hand(&mut world, Op::Delete(foreign));
+        calm_down(&mut world);
+    }
+}

@@ -596,7 +596,7 @@ pub(crate) fn by_hand(world: &mut World, op: Op) {
     request_by_hand(world, &request);
 }
 
-fn request_by_hand(world: &mut World, request: &Request) {
+pub(crate) fn request_by_hand(world: &mut World, request: &Request) {
     let now = world.now;
     let done = world.etcd.request(request, now, Author::Hand);
     assert!(done.is_ok() || world.etcd.full, "{done:?}");
