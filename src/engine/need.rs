@@ -106,6 +106,7 @@ impl Engine {
                 }
             }
         }
+        // One that is in flight waits there: its lane sends nothing before the outcome is known.
         if self.leads()
             && let Some(lane) = self.lanes.get_mut(lane_of(key))
         {
