@@ -517,3 +517,34 @@ fn a_late_write_changes_nothing_that_a_person_put_there_meanwhile() {
         calm_down(&mut world);
     }
 }
+
+/// A record stands that its writer never heard of, and its pod has gone when another one has the address.
+#[test]
+fn what_a_write_of_unknown_outcome_did_is_read_before_anything_is_built_on_it() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = one(seed);
+        let mut api = scenario::registration("api", FormatType::Json, None);
+        if let Ok(spec) = &mut api.spec {
+            spec.selector.match_labels = Some([("of".to_owned(), "api".to_owned())].into());
+        }
+        scenario::put(&mut world, api);
+        world.wake_all();
+        calm_down(&mut world);
+        world.deafen(0, "/services/shop/web/", world.now + 15 * SECOND);
+        world.hold_back(0, writes);
+        let old = ready(&mut world, 2);
+        run_while(&mut world, "sent", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        world.let_go(0, writes);
+        scenario::remove_pod(&mut world, &old);
+        let mut new = scenario::pod(&mut world, "new", &["10.0.0.2"]);
+        new.labels = vec![("of".into(), "api".into())];
+        scenario::put_pod(&mut world, new);
+        world.run_until(world.now + 500 * MILLISECOND);
+        world.hold_back_no_more(0);
+        // The checks look whether two pods ever have the address.
+        ends_well(&mut world, 2);
+    }
+}
