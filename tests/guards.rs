@@ -247,6 +247,9 @@ fn build(tree: &Path, targets: &BTreeSet<String>) -> BTreeMap<String, PathBuf> {
             "--no-run",
             "--message-format=json-render-diagnostics",
         ])
+        // The simulation runs dozens of times: what is of this project is optimised, at least.
+        .args(["--config", "profile.dev.opt-level=1"])
+        .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
         .arg("--target-dir")
         .arg(tree.with_file_name("target"))
         .stderr(Stdio::inherit());
