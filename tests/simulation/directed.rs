@@ -548,3 +548,34 @@ fn what_a_write_of_unknown_outcome_did_is_read_before_anything_is_built_on_it() 
         ends_well(&mut world, 2);
     }
 }
+
+/// A write is sent after a person took the mark of its lane away, and reaches etcd when that is done once more: what
+/// it puts had been put again and deleted meanwhile.
+#[test]
+fn a_late_write_does_not_pass_because_the_mark_is_gone_again() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = one(seed);
+        let take_marks = |world: &mut World| {
+            for mark in world.etcd.below(&format!("{REGISTRAR}seen/")) {
+                scenario::by_hand(world, Op::Delete(mark.key));
+            }
+        };
+        let records = |world: &World| world.etcd.all().filter(|kv| is_record(&kv.key)).count();
+        take_marks(&mut world);
+        world.run_until(world.now + SECOND);
+        world.hold_back(0, writes);
+        let pod = ready(&mut world, 2);
+        run_while(&mut world, "sent", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        world.hold_back_no_more(0);
+        run_while(&mut world, "put", 5 * SECOND, |world| records(world) == 1);
+        scenario::remove_pod(&mut world, &pod);
+        run_while(&mut world, "gone", 5 * SECOND, |world| records(world) == 2);
+        take_marks(&mut world);
+        world.let_go(0, writes);
+        assert_eq!(records(&world), 1);
+        ends_well(&mut world, 1);
+    }
+}
