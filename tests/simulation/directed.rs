@@ -579,3 +579,28 @@ fn a_late_write_does_not_pass_because_the_mark_is_gone_again() {
         ends_well(&mut world, 1);
     }
 }
+
+/// A removal without space can't write its mark, and the next leader has not heard of what it removed.
+#[test]
+fn who_takes_over_after_a_removal_without_space_lists_first() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, other, pod) = two(seed);
+        world.stall(other, &[Resource::Pods], world.now + 15 * SECOND);
+        world.etcd.full = true;
+        scenario::remove_pod(&mut world, &pod);
+        run_while(&mut world, "gone", 5 * SECOND, |world| {
+            world.etcd.all().any(|kv| is_record(&kv.key))
+        });
+        world.crash(leader);
+        delete_by_hand(&mut world, "leader");
+        world.etcd.full = false;
+        run_while(&mut world, "led", 10 * SECOND, |world| {
+            !world.numbers(other).leads
+        });
+        // The checks look whether the pod returns.
+        world.run_until(world.now + SECOND);
+        world.start(leader);
+        ends_well(&mut world, 0);
+    }
+}
