@@ -110,6 +110,19 @@ fn format_of(type_: FormatType) -> Format {
         FormatType::Json => Format::Json,
         FormatType::Plain => Format::Plain,
         FormatType::Grpc => Format::Grpc,
+        FormatType::Kitex => Format::Kitex,
+        FormatType::Hertz => Format::Hertz,
+    }
+}
+
+/// The inverse of [`format_of`].
+fn type_of(format: &Format) -> FormatType {
+    match format {
+        Format::Json => FormatType::Json,
+        Format::Plain => FormatType::Plain,
+        Format::Grpc => FormatType::Grpc,
+        Format::Kitex => FormatType::Kitex,
+        Format::Hertz => FormatType::Hertz,
     }
 }
 
@@ -123,12 +136,8 @@ pub fn still_granted(
     prefix: &str,
     service: &str,
 ) -> bool {
-    let type_ = match format {
-        Format::Json => FormatType::Json,
-        Format::Plain => FormatType::Plain,
-        Format::Grpc => FormatType::Grpc,
-    };
-    policy.grants(namespace, type_, &format.base(prefix, namespace), service)
+    let base = format.base(prefix, namespace);
+    policy.grants(namespace, type_of(format), &base, service)
 }
 
 /// Checks a spec against the rules of the API, of its format, and of the policy.

@@ -15,8 +15,10 @@ fn settings() -> AcceptSettings {
 }
 
 fn everything() -> Policy {
-    Policy::parse("rules: [{namespaces: ['*'], formats: [Json, Plain, Grpc], prefixes: ['*']}]")
-        .unwrap()
+    Policy::parse(
+        "rules: [{namespaces: ['*'], formats: [Json, Plain, Grpc, Kitex, Hertz], prefixes: ['*']}]",
+    )
+    .unwrap()
 }
 
 fn spec(patch: serde_json::Value) -> ServiceRegistrationSpec {
@@ -131,6 +133,12 @@ fn prefixes_and_scopes_of_the_formats() {
         ("Grpc", None, Ok("web/")),
         ("Grpc", Some("grpc/"), Ok("grpc/web/")),
         ("Grpc", Some("/grpc/"), Err("no leading slash")),
+        ("Kitex", None, Ok("kitex/registry-etcd/web/")),
+        ("Kitex", Some("x/"), Ok("x/web/")),
+        ("Kitex", Some(""), Err("without a leading slash")),
+        ("Kitex", Some("/x/"), Err("without a leading slash")),
+        ("Hertz", None, Ok("hertz/registry-etcd/web/")),
+        ("Hertz", Some("x/"), Err("can be given no other")),
     ] {
         let mut patch = json!({"format": {"type": format}});
         if let Some(prefix) = prefix {
@@ -339,7 +347,7 @@ proptest! {
     fn keys_stay_where_they_belong(
         prefix in proptest::option::of("(/?(services|shop|registrar|[.]{1,2}|\\*|\n)/){0,3}/?"),
         service in proptest::option::of("[a-c./*\n]{1,6}|registrar|shop"),
-        format in prop_oneof![Just("Json"), Just("Plain"), Just("Grpc")],
+        format in proptest::sample::select(vec!["Json", "Plain", "Grpc", "Kitex", "Hertz"]),
         default_policy in any::<bool>(),
     ) {
         let mut patch = json!({"format": {"type": format}});

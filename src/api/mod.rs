@@ -126,8 +126,14 @@ pub const MAX_STATUS_ENDPOINTS: usize = 100;
     validation = Rule::new("!has(self.prefix) || !self.prefix.startsWith('/') || self.format.type != 'Grpc'")
         .message("format Grpc takes no leading slash, because gRPC clients dial etcd:///{prefix}{service}: write for example `grpc/`, or nothing")
         .field_path(".prefix"),
-    validation = Rule::new("!(self.format.type in ['Json', 'Plain', 'Grpc']) || self.ports.all(p, !has(p.port) || self.ports.exists_one(q, has(q.port) && q.port == p.port))")
-        .message("two ports have one number, but the keys of the formats Json, Plain and Grpc hold no more than address and number: register each of them under a service of its own")
+    validation = Rule::new("self.format.type != 'Kitex' || !has(self.prefix) || (self.prefix != '' && !self.prefix.startsWith('/'))")
+        .message("format Kitex needs a prefix without a leading slash, because its client reads `{prefix}{service}/` as the prefix is written: write for example `kitex/registry-etcd/`")
+        .field_path(".prefix"),
+    validation = Rule::new("self.format.type != 'Hertz' || !has(self.prefix) || self.prefix == 'hertz/registry-etcd/'")
+        .message("the client of Hertz reads below `hertz/registry-etcd/` and can be given no other prefix: leave `prefix` out")
+        .field_path(".prefix"),
+    validation = Rule::new("!(self.format.type in ['Json', 'Plain', 'Grpc', 'Kitex', 'Hertz']) || self.ports.all(p, !has(p.port) || self.ports.exists_one(q, has(q.port) && q.port == p.port))")
+        .message("two ports have one number, but the keys of this format hold no more than address and number: register each of them under a service of its own")
         .field_path(".ports"),
 )]
 pub struct ServiceRegistrationSpec {
@@ -166,7 +172,7 @@ pub struct ServiceRegistrationSpec {
 
     /// Where the keys begin. It ends with a slash, and the operator's policy must grant it to the
     /// namespace. The format's own when absent: `/services/` for Json, `/` for Plain, none for
-    /// Grpc.
+    /// Grpc, `kitex/registry-etcd/` for Kitex, `hertz/registry-etcd/` for Hertz.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(max = 256))]
     #[x_kube(
@@ -300,8 +306,9 @@ pub enum Address {
 #[serde(rename_all = "camelCase")]
 pub struct FormatSpec {
     /// Json: everything that a client may want, below `{prefix}{namespace}/{service}/{cluster}/`.
-    /// Plain: the bare address below `{prefix}{service}/`. Grpc: what the resolver of gRPC-Go
-    /// reads below `{prefix}{service}/`.
+    /// All others stand below `{prefix}{service}/` where nothing else is said. Plain: the bare
+    /// address. Grpc: what the resolver of gRPC-Go reads. Kitex, Hertz: what the registries of
+    /// those frameworks read.
     #[serde(rename = "type")]
     pub type_: FormatType,
 }
@@ -316,6 +323,10 @@ pub enum FormatType {
     Plain,
     /// The naming package of etcd's Go client.
     Grpc,
+    /// The registry of Kitex.
+    Kitex,
+    /// The registry of Hertz.
+    Hertz,
 }
 
 /// What the records tell beside the address. A name may stand in one of the lists only.

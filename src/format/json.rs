@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::plain::{MAX_HOST_PORT, push_host_port};
-use super::{Discovered, Place, ReadError, Record};
+use super::{Discovered, Place, ReadError, Record, known};
 use crate::model::endpoint::{Endpoint, Family, Protocol};
 use crate::model::names;
 
@@ -211,11 +211,6 @@ pub(super) fn read(below: &str, value: &[u8]) -> Result<Discovered, ReadError> {
         weight: read.weight,
         metadata: read.metadata.into_iter().collect(),
     })
-}
-
-/// What is not empty.
-fn known(text: Cow<'_, str>) -> Option<String> {
-    (!text.is_empty()).then(|| text.into_owned())
 }
 
 /// The third segment, if there are four.

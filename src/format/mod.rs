@@ -10,6 +10,7 @@
 
 mod grpc;
 mod json;
+mod kitex;
 mod plain;
 
 use std::net::SocketAddr;
@@ -30,6 +31,10 @@ pub enum Format {
     Plain,
     /// The naming package of etcd's Go client: the resolver of gRPC-Go.
     Grpc,
+    /// The registry of Kitex.
+    Kitex,
+    /// The registry of Hertz.
+    Hertz,
 }
 
 /// Where the records of a registration stand.
@@ -172,15 +177,23 @@ impl Format {
             Self::Json => "Json",
             Self::Plain => "Plain",
             Self::Grpc => "Grpc",
+            Self::Kitex => "Kitex",
+            Self::Hertz => "Hertz",
         }
     }
 
     /// The inverse of [`Format::name`].
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        [Self::Json, Self::Plain, Self::Grpc]
-            .into_iter()
-            .find(|format| format.name() == name)
+        [
+            Self::Json,
+            Self::Plain,
+            Self::Grpc,
+            Self::Kitex,
+            Self::Hertz,
+        ]
+        .into_iter()
+        .find(|format| format.name() == name)
     }
 
     /// The prefix of a registration that names none: those of the golden records.
@@ -190,6 +203,8 @@ impl Format {
             Self::Json => json::DEFAULT_PREFIX,
             Self::Plain => plain::DEFAULT_PREFIX,
             Self::Grpc => grpc::DEFAULT_PREFIX,
+            Self::Kitex => kitex::KITEX_PREFIX,
+            Self::Hertz => kitex::HERTZ_PREFIX,
         }
     }
 
@@ -206,7 +221,13 @@ impl Format {
             Self::Grpc if prefix.starts_with('/') => Err(
                 "format Grpc takes no leading slash, because gRPC clients dial etcd:///{prefix}{service}: write for example `grpc/`, or nothing",
             ),
-            Self::Json | Self::Plain | Self::Grpc => Ok(()),
+            Self::Kitex if prefix.is_empty() || prefix.starts_with('/') => Err(
+                "format Kitex needs a prefix without a leading slash, because its client reads `{prefix}{service}/` as the prefix is written: write for example `kitex/registry-etcd/`",
+            ),
+            Self::Hertz if prefix != kitex::HERTZ_PREFIX => Err(
+                "the client of Hertz reads below `hertz/registry-etcd/` and can be given no other prefix: leave `prefix` out",
+            ),
+            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => Ok(()),
         }
     }
 
@@ -215,7 +236,7 @@ impl Format {
     #[must_use]
     pub fn key_names_port(&self) -> bool {
         match self {
-            Self::Json | Self::Plain | Self::Grpc => false,
+            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => false,
         }
     }
 
@@ -223,7 +244,7 @@ impl Format {
     #[must_use]
     pub fn rules(&self) -> Rules {
         match self {
-            Self::Json | Self::Plain | Self::Grpc => Rules {
+            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => Rules {
                 records_per_lease: RECORDS_PER_LEASE,
                 bundle: Bundle::Free,
             },
@@ -236,7 +257,7 @@ impl Format {
     pub fn base(&self, prefix: &str, namespace: &str) -> String {
         match self {
             Self::Json => json::base(prefix, namespace),
-            Self::Plain | Self::Grpc => prefix.to_owned(),
+            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => prefix.to_owned(),
         }
     }
 
@@ -258,6 +279,7 @@ impl Format {
             Self::Json => json::record,
             Self::Plain => plain::record,
             Self::Grpc => grpc::record,
+            Self::Kitex | Self::Hertz => kitex::record,
         };
         let mut records: Vec<Record> = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
@@ -274,7 +296,7 @@ impl Format {
     pub fn keys(&self, place: &Place<'_>, endpoints: &[Endpoint]) -> Vec<(String, Vec<Target>)> {
         let write = match self {
             Self::Json => json::key,
-            Self::Plain | Self::Grpc => plain::key,
+            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => plain::key,
         };
         let mut keys: Vec<(String, Vec<Target>)> = Vec::with_capacity(endpoints.len());
         for endpoint in endpoints {
@@ -298,6 +320,7 @@ impl Format {
             Self::Json => json::read(below, value),
             Self::Plain => plain::read(below, value),
             Self::Grpc => grpc::read(below, value),
+            Self::Kitex | Self::Hertz => kitex::read(below, value),
         }
     }
 
@@ -306,7 +329,7 @@ impl Format {
     pub fn names_pod(&self) -> bool {
         match self {
             Self::Json => true,
-            Self::Plain | Self::Grpc => false,
+            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => false,
         }
     }
 
@@ -316,7 +339,7 @@ impl Format {
     pub fn cluster_of<'a>(&self, prefix: &str, key: &'a [u8]) -> Option<&'a str> {
         match self {
             Self::Json => json::cluster_of(key.strip_prefix(prefix.as_bytes())?),
-            Self::Plain | Self::Grpc => None,
+            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => None,
         }
     }
 }
@@ -329,6 +352,11 @@ fn service_and_last(below: &str) -> Result<(&str, &str), ReadError> {
         }
         _ => Err(ReadError::KeyShape("{prefix}{service}/{address}")),
     }
+}
+
+/// What is not empty.
+fn known(text: impl Into<String>) -> Option<String> {
+    Some(text.into()).filter(|text| !text.is_empty())
 }
 
 /// An address as a record may have it: not empty, no blanks, no control characters.

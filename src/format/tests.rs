@@ -7,7 +7,18 @@ use proptest::prelude::*;
 
 use super::*;
 
-const FORMATS: [Format; 3] = [Format::Json, Format::Plain, Format::Grpc];
+/// Those whose keys end with the address.
+const BY_ADDRESS: [Format; 5] = [
+    Format::Json,
+    Format::Plain,
+    Format::Grpc,
+    Format::Kitex,
+    Format::Hertz,
+];
+
+fn formats() -> Vec<Format> {
+    BY_ADDRESS.into()
+}
 
 fn endpoint(ip: &str) -> Endpoint {
     Endpoint {
@@ -96,6 +107,33 @@ fn golden_grpc() {
 }
 
 #[test]
+fn golden_kitex_and_hertz() {
+    for (format, prefix) in [
+        (Format::Kitex, "kitex/registry-etcd/"),
+        (Format::Hertz, "hertz/registry-etcd/"),
+    ] {
+        assert_eq!(format.default_prefix(), prefix);
+        for (ip, address) in [("10.1.2.3", "10.1.2.3:8080"), ("fd00::3", "[fd00::3]:8080")] {
+            assert_eq!(
+                written(&format, prefix, endpoint(ip)),
+                (
+                    format!("{prefix}web/{address}"),
+                    format!(
+                        r#"{{"network":"tcp","address":"{address}","weight":100,"tags":{{"cluster":"east","namespace":"shop","pod":"web-0","zone":"eu-a"}}}}"#
+                    )
+                )
+            );
+        }
+        let bare = Endpoint {
+            zone: String::new(),
+            ..endpoint("10.1.2.3")
+        };
+        let (_, value) = written(&format, prefix, bare);
+        assert!(value.ends_with(r#""pod":"web-0"}}"#), "{value}");
+    }
+}
+
+#[test]
 fn what_is_unknown_is_empty_in_json() {
     let bare = Endpoint {
         scheme: String::new(),
@@ -134,7 +172,7 @@ fn one_key_is_given_once() {
         },
         ..endpoint("10.1.2.3")
     };
-    for format in FORMATS {
+    for format in BY_ADDRESS {
         let records = format.records(
             &Place { prefix: "p/" },
             &[endpoint("10.1.2.3"), second.clone(), endpoint("fd00::3")],
@@ -181,11 +219,21 @@ fn readers_take_what_others_write() {
         (found.address.as_str(), found.socket),
         ("db.example:80", None)
     );
+    // Kitex's own registry, without tags.
+    let found = Format::Kitex
+        .read(
+            "",
+            b"web/10.1.2.3:80",
+            br#"{"network":"tcp","address":"10.1.2.3:80","weight":10,"tags":null}"#,
+        )
+        .unwrap();
+    assert_eq!((found.target(), found.weight), (Some(target), Some(10)));
 }
 
 #[test]
 fn what_is_no_record_is_refused() {
     let (json, plain, grpc) = (Format::Json, Format::Plain, Format::Grpc);
+    let kitex = Format::Kitex;
     let good = br#"{"address":"10.1.2.3:80","host":"10.1.2.3","port":80}"#;
     for (format, key, value) in [
         (&json, &b"/s/shop/web/east/10.1.2.3:81"[..], &good[..]),
@@ -218,6 +266,19 @@ fn what_is_no_record_is_refused() {
         (&grpc, b"/s/web/x", b"10.1.2.3:80"),
         (&grpc, b"/s/web/x", br#"{"Op":0,"Addr":""}"#),
         (&grpc, b"/s/web/x", br#"{"Op":0}"#),
+        (&kitex, b"/s/web/x", b"10.1.2.3:80"),
+        (&kitex, b"/s/web/x", b"null"),
+        (
+            &kitex,
+            b"/s/web/x",
+            br#"{"network":"tcp","address":"","weight":10,"tags":null}"#,
+        ),
+        (&kitex, b"/s/web/x", br#"{"network":"tcp","weight":10}"#),
+        (
+            &kitex,
+            b"/s/web",
+            br#"{"network":"tcp","address":"10.1.2.3:80"}"#,
+        ),
     ] {
         assert!(
             format.read("/s/", key, value).is_err(),
@@ -284,7 +345,7 @@ fn prefixes() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn reading_is_the_inverse_of_writing(endpoint in endpoints(), prefix in prefixes()) {
-        for format in FORMATS {
+        for format in formats() {
             let place = Place { prefix: &prefix };
             let record = format.records(&place, std::slice::from_ref(&endpoint)).pop().unwrap();
             let scope = format.scope(&prefix, &endpoint.namespace, &endpoint.service);
@@ -304,7 +365,7 @@ proptest! {
 
     #[test]
     fn reading_never_panics(key in any::<Vec<u8>>(), value in any::<Vec<u8>>(), text in ".{0,40}") {
-        for format in FORMATS {
+        for format in formats() {
             for prefix in ["", "/s/"] {
                 let below = [prefix.as_bytes(), b"a/b/c/", &key].concat();
                 for key in [&key, &below] {
@@ -321,7 +382,7 @@ proptest! {
     fn reading_never_panics_on_damaged_records(
         endpoint in endpoints(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) {
-        for format in FORMATS {
+        for format in formats() {
             let place = Place { prefix: "/s/" };
             let record = format.records(&place, std::slice::from_ref(&endpoint)).pop().unwrap();
             let mut value = record.value.clone();

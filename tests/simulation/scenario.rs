@@ -467,6 +467,7 @@ fn set_prefix(world: &mut World, spec: &mut ServiceRegistrationSpec) {
         FormatType::Json => &["", "/services/", "/alt/"],
         FormatType::Plain => &["", "/services/shop/", "/services/shop/web/", "plain/"],
         FormatType::Grpc => &["", "grpc/", "plain/"],
+        _ => &[""],
     };
     let prefix = pick(world, prefixes);
     spec.prefix = (!prefix.is_empty()).then(|| prefix.to_owned());
