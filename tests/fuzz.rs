@@ -203,6 +203,11 @@ fn few(new: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<(usize, V
     prop::option::weighted(0.25, (0usize..40, new)).prop_map(|change| change.into_iter().collect())
 }
 
+/// All that can be read without settings.
+const FORMATS: [&str; 10] = [
+    "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik", "Template",
+];
+
 const NAMESPACES: [&str; 2] = ["shop", "ops"];
 
 /// A format and a prefix, mostly those that are granted.
@@ -347,17 +352,26 @@ fn values_in_etcd() {
         "/services/shop/web/east/10.1.2.3:8080",
         "/services/shop/web/east/[fd00::3]:8080",
         "/services/web/10.1.2.3:8080",
+        "/services/web/east.shop.web-0.http.v4",
+        "/services/shop/web/_tcp/_http/east/web-0/v4",
+        "/services/http/services/shop.web.http/loadbalancer/servers/1507705758/url",
     ];
     let values = [
         endpoint,
         "10.1.2.3:8080",
         r#"{"Op":0,"Addr":"10.1.2.3:8080","Metadata":null}"#,
+        r#"{"network":"tcp","address":"10.1.2.3:8080","weight":100,"tags":{"cluster":"east","pod":"web-0"}}"#,
+        r#"{"id":"x","name":"web","version":"v1","metadata":{"cluster":"east","weight":"100"},"endpoints":["http://10.1.2.3:8080"]}"#,
+        r#"{"host":"10.1.2.3","port":8080,"weight":100,"ttl":30,"targetstrip":1}"#,
+        r#"{"name":"web","version":"v1","nodes":[{"metadata":{"zone":"eu-a"},"id":"x","address":"10.1.2.3:8080"}]}"#,
+        "http://10.1.2.3:8080",
         "",
     ];
     let texts = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect();
     let pair = (corpus(texts(&keys), 3), corpus(texts(&values), 4));
     fuzz(&pair, |(key, value)| {
-        for format in [Format::Json, Format::Plain, Format::Grpc] {
+        for format in FORMATS.iter().filter_map(|name| Format::by_name(name)) {
+            let _ = format.read_all("/services/", &key, &value);
             if let Some(cluster) = format.cluster_of("/services/", &key) {
                 prop_assert!(names::cluster(cluster).is_ok());
             }

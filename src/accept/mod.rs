@@ -11,11 +11,14 @@ use std::collections::BTreeSet;
 
 use crate::api::reason;
 use crate::api::{
-    Address, AddressFamily, FormatType, MAX_LABEL_KEY, MAX_LEASE_TTL_SECONDS, MAX_METADATA,
-    MAX_METADATA_CHARS, MAX_PORTS, MAX_STATIC_VALUE, MAX_WEIGHT, MIN_LEASE_TTL_SECONDS,
-    MetadataSpec, Port, PortProtocol, ServiceRegistrationSpec,
+    Address, AddressFamily, FormatType, MAX_KEY_TEMPLATE, MAX_LABEL_KEY, MAX_LEASE_TTL_SECONDS,
+    MAX_METADATA, MAX_METADATA_CHARS, MAX_PORTS, MAX_STATIC_VALUE, MAX_VALUE_TEMPLATE, MAX_WEIGHT,
+    MIN_LEASE_TTL_SECONDS, MetadataSpec, Port, PortProtocol, ServiceRegistrationSpec, ValueType,
 };
-use crate::format::Format;
+use crate::format::sky_dns::SkyDns;
+use crate::format::template::Template;
+use crate::format::traefik::Kind;
+use crate::format::{Format, Place, kratos, sky_dns, template};
 use crate::model::endpoint::{Family, Protocol};
 use crate::model::names;
 use crate::model::selector::Selector;
@@ -105,14 +108,114 @@ fn invalid(message: impl ToString) -> Refusal {
     }
 }
 
-fn format_of(type_: FormatType) -> Format {
-    match type_ {
+/// The format of a spec with its settings, checked against its ports.
+fn format_of(spec: &ServiceRegistrationSpec, ports: &[AcceptedPort]) -> Result<Format, Refusal> {
+    let (metadata, lease_ttl) = (&spec.metadata, spec.lease_ttl_seconds);
+    let spec = &spec.format;
+    if spec.sky_dns.is_some() && spec.type_ != FormatType::SkyDns {
+        return Err(invalid(
+            "skyDns has the settings of the format SkyDns alone: leave it out, or write `type: SkyDns`",
+        ));
+    }
+    if spec.template.is_some() && spec.type_ != FormatType::Template {
+        return Err(invalid(
+            "template has the settings of the format Template alone: leave it out, or write `type: Template`",
+        ));
+    }
+    Ok(match spec.type_ {
         FormatType::Json => Format::Json,
         FormatType::Plain => Format::Plain,
         FormatType::Grpc => Format::Grpc,
         FormatType::Kitex => Format::Kitex,
         FormatType::Hertz => Format::Hertz,
-    }
+        FormatType::GoMicro => Format::GoMicro,
+        FormatType::Kratos => {
+            for (at, port) in ports.iter().enumerate() {
+                let earlier = ports.iter().take(at).find(|p| p.scheme == port.scheme);
+                if earlier.is_some() || !kratos::SCHEMES.contains(&&*port.scheme) {
+                    return Err(invalid(format!(
+                        "Kratos uses the first endpoint of each scheme, and port {} has the scheme {:?}: write one of its own for each port, `http`, `https`, `grpc` or `grpcs`, and register a second port of one scheme under a service of its own",
+                        port.name, port.scheme
+                    )));
+                }
+            }
+            Format::Kratos
+        }
+        FormatType::Traefik => {
+            let mut kinds = ports.iter().map(|p| Kind::of(p.protocol, &p.scheme));
+            let first = kinds.next().flatten();
+            match first {
+                Some(kind) if kinds.all(|kind| kind == first) => Format::Traefik(kind),
+                _ => {
+                    return Err(invalid(
+                        "the ports of a registration for Traefik are all of one kind: TCP with the scheme `http`, `https` or `h2c` for HTTP services, or all TCP, or all UDP, without a scheme; register others in a ServiceRegistration of their own",
+                    ));
+                }
+            }
+        }
+        FormatType::Template => {
+            let Some(settings) = &spec.template else {
+                return Err(invalid(
+                    "format Template needs templates: write for example `template: {key: 'web/{{ addr }}', value: '{{ addr }}'}`",
+                ));
+            };
+            for (name, text, most) in [
+                ("key", &settings.key, MAX_KEY_TEMPLATE),
+                ("value", &settings.value, MAX_VALUE_TEMPLATE),
+            ] {
+                let length = text.chars().count();
+                if length == 0 || length > most {
+                    return Err(invalid(format!(
+                        "template.{name} has {length} characters: write 1 to {most}"
+                    )));
+                }
+            }
+            let template = Template::new(template::Source {
+                key: settings.key.clone(),
+                value: settings.value.clone(),
+                json: settings.value_type == ValueType::Json,
+                ttl: lease_ttl.into(),
+                labels: sorted(&metadata.labels),
+                annotations: sorted(&metadata.annotations),
+            });
+            Format::Template(Some(template.map_err(invalid)?))
+        }
+        FormatType::SkyDns => {
+            let Some(settings) = &spec.sky_dns else {
+                return Err(invalid(
+                    "format SkyDns needs the zone that CoreDNS serves: write for example `skyDns: {zone: skydns.local}`",
+                ));
+            };
+            Format::SkyDns(SkyDns {
+                ttl: within("skyDns.ttl", settings.ttl, 1, MAX_LEASE_TTL_SECONDS)?,
+            })
+        }
+    })
+}
+
+/// The prefix of a spec, checked against its format.
+fn prefix_of(spec: &ServiceRegistrationSpec, format: &Format) -> Result<String, Refusal> {
+    let prefix = match (&spec.prefix, &spec.format.sky_dns) {
+        (Some(_), Some(_)) => {
+            return Err(invalid(
+                "the prefix of format SkyDns is made from its path and zone: leave `prefix` out",
+            ));
+        }
+        (None, Some(settings)) => {
+            let path = &settings.path;
+            if names::service(path).is_err() || path.contains('.') {
+                return Err(invalid(format!(
+                    "the path {path:?} can't be used: write one segment of letters, digits, `_` and `-`, beginning and ending with a letter or digit, for example `skydns`"
+                )));
+            }
+            sky_dns::prefix(path, &settings.zone)
+        }
+        (Some(prefix), None) => prefix.clone(),
+        (None, None) => format.default_prefix().to_owned(),
+    };
+    names::prefix(&prefix).map_err(invalid)?;
+    format.check_prefix(&prefix).map_err(invalid)?;
+    Ok(prefix)
 }
 
 /// The inverse of [`format_of`].
@@ -123,6 +226,11 @@ fn type_of(format: &Format) -> FormatType {
         Format::Grpc => FormatType::Grpc,
         Format::Kitex => FormatType::Kitex,
         Format::Hertz => FormatType::Hertz,
+        Format::Kratos => FormatType::Kratos,
+        Format::SkyDns(_) => FormatType::SkyDns,
+        Format::GoMicro => FormatType::GoMicro,
+        Format::Traefik(_) => FormatType::Traefik,
+        Format::Template(_) => FormatType::Template,
     }
 }
 
@@ -157,14 +265,15 @@ pub fn accept(
     let service = spec.service.as_deref().unwrap_or(name);
     names::service(service).map_err(invalid)?;
     let selector = Selector::parse(&spec.selector).map_err(invalid)?;
-    let format = format_of(spec.format.type_);
-    let ports = ports(&spec.ports, &format)?;
-    let prefix = spec
-        .prefix
-        .as_deref()
-        .unwrap_or_else(|| format.default_prefix());
-    names::prefix(prefix).map_err(invalid)?;
-    format.check_prefix(prefix).map_err(invalid)?;
+    let ports = ports(&spec.ports)?;
+    let format = format_of(spec, &ports)?;
+    numbers(&ports, &format)?;
+    if let Some(dns) = &spec.format.sky_dns {
+        let ports = ports.iter().map(|port| &*port.name);
+        let cluster = &settings.cluster_name;
+        sky_dns::check(&dns.zone, namespace, service, cluster, ports).map_err(invalid)?;
+    }
+    let prefix = &*prefix_of(spec, &format)?;
     let ttl = within(
         "leaseTTLSeconds",
         spec.lease_ttl_seconds,
@@ -173,6 +282,28 @@ pub fn accept(
     )?;
     let weight = within("weight", spec.weight, 1, MAX_WEIGHT)?;
     metadata(&spec.metadata)?;
+    let families = families(spec);
+    if let Format::Template(Some(template)) = &format {
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|port| (&*port.name, port.number, port.protocol, &*port.scheme))
+            .collect();
+        let families = match families.as_slice() {
+            [] => &[Family::V4][..],
+            wanted => wanted,
+        };
+        let cluster = &settings.cluster_name;
+        template
+            .check(
+                &Place { prefix },
+                namespace,
+                service,
+                cluster,
+                &ports,
+                families,
+            )
+            .map_err(invalid)?;
+    }
 
     let scope = format.scope(prefix, namespace, service);
     if meets(&scope, &settings.registrar_prefix) {
@@ -195,16 +326,6 @@ pub fn accept(
         ));
     }
 
-    let mut families = Vec::new();
-    for family in &spec.address_families {
-        let family = match family {
-            AddressFamily::IPv4 => Family::V4,
-            AddressFamily::IPv6 => Family::V6,
-        };
-        if !families.contains(&family) {
-            families.push(family);
-        }
-    }
     Ok(Accepted {
         service: service.to_owned(),
         selector,
@@ -227,6 +348,21 @@ pub fn accept(
     })
 }
 
+/// The families of a spec, each once.
+fn families(spec: &ServiceRegistrationSpec) -> Vec<Family> {
+    let mut families = Vec::new();
+    for family in &spec.address_families {
+        let family = match family {
+            AddressFamily::IPv4 => Family::V4,
+            AddressFamily::IPv6 => Family::V6,
+        };
+        if !families.contains(&family) {
+            families.push(family);
+        }
+    }
+    families
+}
+
 /// Whether keys below one of two prefixes can stand below the other. Both ways: keys of the
 /// operator below a scope would be taken for records.
 fn meets(scope: &str, registrar_prefix: &str) -> bool {
@@ -236,7 +372,10 @@ fn meets(scope: &str, registrar_prefix: &str) -> bool {
         text.strip_prefix(prefix)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    below(scope.trim_end_matches('/'), trimmed) || below(trimmed, scope.trim_end_matches('/'))
+    // That of Traefik ends within a segment.
+    scope.ends_with('.') && trimmed.starts_with(scope)
+        || below(scope.trim_end_matches('/'), trimmed)
+        || below(trimmed, scope.trim_end_matches('/'))
 }
 
 fn within(name: &str, value: i32, least: i32, most: i32) -> Result<u32, Refusal> {
@@ -257,7 +396,7 @@ fn sorted(names: &[String]) -> Vec<String> {
         .collect()
 }
 
-fn ports(ports: &[Port], format: &Format) -> Result<Vec<AcceptedPort>, Refusal> {
+fn ports(ports: &[Port]) -> Result<Vec<AcceptedPort>, Refusal> {
     if ports.is_empty() || ports.len() > MAX_PORTS {
         return Err(invalid(format!(
             "ports has {} entries: write 1 to {MAX_PORTS}",
@@ -295,14 +434,6 @@ fn ports(ports: &[Port], format: &Format) -> Result<Vec<AcceptedPort>, Refusal> 
                     port.name
                 )));
             }
-            if number.is_some() && earlier.number == number && !format.key_names_port() {
-                return Err(invalid(format!(
-                    "the ports {} and {} have one number, but a key of format {} holds no more than address and number: register each of them under a service of its own",
-                    earlier.name,
-                    port.name,
-                    format.name()
-                )));
-            }
         }
         accepted.push(AcceptedPort {
             name: port.name.clone(),
@@ -316,6 +447,28 @@ fn ports(ports: &[Port], format: &Format) -> Result<Vec<AcceptedPort>, Refusal> 
         });
     }
     Ok(accepted)
+}
+
+/// Two ports with one number, where a key would not tell them apart.
+fn numbers(ports: &[AcceptedPort], format: &Format) -> Result<(), Refusal> {
+    if format.key_names_port() {
+        return Ok(());
+    }
+    for (at, port) in ports.iter().enumerate() {
+        let earlier = ports
+            .iter()
+            .take(at)
+            .find(|earlier| port.number.is_some() && earlier.number == port.number);
+        if let Some(earlier) = earlier {
+            return Err(invalid(format!(
+                "the ports {} and {} have one number, but a key of format {} holds no more than address and number: register each of them under a service of its own",
+                earlier.name,
+                port.name,
+                format.name()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn metadata(metadata: &MetadataSpec) -> Result<(), Refusal> {

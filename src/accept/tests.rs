@@ -16,7 +16,7 @@ fn settings() -> AcceptSettings {
 
 fn everything() -> Policy {
     Policy::parse(
-        "rules: [{namespaces: ['*'], formats: [Json, Plain, Grpc, Kitex, Hertz], prefixes: ['*']}]",
+        "rules: [{namespaces: ['*'], formats: [Json, Plain, Grpc, Kitex, Hertz, Kratos, SkyDns, GoMicro, Traefik, Template], prefixes: ['*']}]",
     )
     .unwrap()
 }
@@ -139,8 +139,31 @@ fn prefixes_and_scopes_of_the_formats() {
         ("Kitex", Some("/x/"), Err("without a leading slash")),
         ("Hertz", None, Ok("hertz/registry-etcd/web/")),
         ("Hertz", Some("x/"), Err("can be given no other")),
+        ("Kratos", None, Ok("/microservices/web/")),
+        ("Kratos", Some("/"), Ok("/web/")),
+        ("Kratos", Some("x/"), Err("with a leading slash")),
+        ("Kratos", Some(""), Err("with a leading slash")),
+        ("SkyDns", None, Ok("/skydns/local/skydns/shop/web/")),
+        ("SkyDns", Some("/skydns/"), Err("leave `prefix` out")),
+        ("GoMicro", None, Ok("/micro/registry/web/")),
+        (
+            "GoMicro",
+            Some("/micro/registry/"),
+            Ok("/micro/registry/web/"),
+        ),
+        ("GoMicro", Some("/x/"), Err("can be given no other")),
+        ("Traefik", None, Ok("traefik/http/services/shop.web.")),
+        ("Traefik", Some("x/"), Ok("x/http/services/shop.web.")),
+        ("Traefik", Some(""), Err("without a leading slash")),
+        ("Traefik", Some("/traefik/"), Err("without a leading slash")),
     ] {
-        let mut patch = json!({"format": {"type": format}});
+        let mut patch = json!({
+            "format": {"type": format},
+            "ports": [{"name": "http", "port": 8080, "scheme": "http"}],
+        });
+        if format == "SkyDns" {
+            patch["format"]["skyDns"] = json!({"zone": "skydns.local"});
+        }
         if let Some(prefix) = prefix {
             patch["prefix"] = prefix.into();
         }
@@ -281,6 +304,137 @@ fn the_table_of_objects() {
 }
 
 #[test]
+fn what_a_format_cannot_hold_is_refused_with_what_to_write() {
+    let dns = json!({"type": "SkyDns", "skyDns": {"zone": "skydns.local"}});
+    let zone = |zone: &str| json!({"type": "SkyDns", "skyDns": {"zone": zone}});
+    let port =
+        |name: &str, port: u16, scheme: &str| json!({"name": name, "port": port, "scheme": scheme});
+    let template = |key: &str, value: &str| json!({"type": "Template", "template": {"key": key, "value": value}});
+    let (kratos, traefik) = (json!({"type": "Kratos"}), json!({"type": "Traefik"}));
+    for (patch, fragment) in [
+        (
+            json!({"format": {"type": "SkyDns"}}),
+            "skyDns: {zone: skydns.local}",
+        ),
+        (
+            json!({"format": {"type": "Json", "skyDns": {"zone": "a"}}}),
+            "write `type: SkyDns`",
+        ),
+        (
+            json!({"format": zone("Skydns.local")}),
+            "domain name in lower case",
+        ),
+        (
+            json!({"format": zone("skydns.local.")}),
+            "domain name in lower case",
+        ),
+        (
+            json!({"format": zone("any.local")}),
+            "domain name in lower case",
+        ),
+        (
+            json!({"format": zone(&format!("{}.local", ["a"; 100].join(".")))}),
+            "DNS takes 253",
+        ),
+        (
+            json!({"format": {"type": "SkyDns", "skyDns": {"zone": "a", "path": "a/b"}}}),
+            "one segment",
+        ),
+        (
+            json!({"format": {"type": "SkyDns", "skyDns": {"zone": "a", "path": ".."}}}),
+            "one segment",
+        ),
+        (
+            json!({"format": {"type": "SkyDns", "skyDns": {"zone": "a", "ttl": 0}}}),
+            "skyDns.ttl is 0",
+        ),
+        (
+            json!({"format": dns, "service": "Web"}),
+            "a label of DNS: write lower-case",
+        ),
+        (json!({"format": dns, "service": "web.rpc"}), "without dots"),
+        (json!({"format": dns, "service": "any"}), "not `any`"),
+        (
+            json!({"format": dns, "service": "a".repeat(64)}),
+            "at most 63",
+        ),
+        (
+            json!({"format": dns, "ports": [{"name": "a".repeat(63), "port": 1}]}),
+            "at most 62 characters",
+        ),
+        (
+            json!({"format": kratos}),
+            "write one of its own for each port",
+        ),
+        (
+            json!({"format": kratos, "ports": [port("a", 1, "ftp")]}),
+            "`http`, `https`, `grpc` or `grpcs`",
+        ),
+        (
+            json!({"format": kratos, "ports": [port("a", 1, "http"), port("b", 2, "http")]}),
+            "a second port of one scheme",
+        ),
+        (
+            json!({"format": kratos, "ports": [port("a", 1, "http"), port("b", 1, "grpc")]}),
+            "have one number",
+        ),
+        (
+            json!({"format": traefik, "ports": [port("a", 1, "grpc")]}),
+            "all of one kind",
+        ),
+        (
+            json!({"format": traefik, "ports": [port("a", 1, "http"), {"name": "b", "port": 2}]}),
+            "all of one kind",
+        ),
+        (
+            json!({"format": traefik, "ports": [{"name": "b", "port": 2, "protocol": "SCTP"}]}),
+            "all of one kind",
+        ),
+    ] {
+        let refusal = try_accept(patch.clone(), &everything()).unwrap_err();
+        assert_eq!(refusal.reason, reason::INVALID, "{patch}");
+        assert!(refusal.message.contains(fragment), "{patch}: {refusal}");
+    }
+    for (patch, kind) in [
+        (
+            json!({"ports": [port("a", 1, "h2c"), port("b", 1, "https")]}),
+            Kind::Http,
+        ),
+        (json!({"ports": [{"name": "b", "port": 2}]}), Kind::Tcp),
+        (
+            json!({"ports": [{"name": "b", "port": 2, "protocol": "UDP"}]}),
+            Kind::Udp,
+        ),
+    ] {
+        let mut patch = patch;
+        patch["format"] = traefik.clone();
+        let accepted = try_accept(patch, &everything()).unwrap();
+        assert_eq!(accepted.format, Format::Traefik(kind));
+    }
+    for (patch, scope) in [
+        (json!({"format": template("web/{{ addr }}", "x")}), "web/"),
+        (
+            json!({"format": template("web/{{ pod }}", "{{ addr }}")}),
+            "web/",
+        ),
+        (
+            json!({
+                "format": template("/a/{{ service }}/{{ labels.version }}/{{ addr }}", "{{ metadata.version }}"),
+                "prefix": "/a/",
+                "metadata": {"labels": ["version"]},
+                "addressFamilies": ["IPv6", "IPv4"],
+                "ports": [{"name": "a"}, {"name": "b"}],
+            }),
+            "/a/web/",
+        ),
+    ] {
+        assert_eq!(try_accept(patch, &everything()).unwrap().scope, scope);
+    }
+    let micro = json!({"format": {"type": "GoMicro"}, "ports": [port("a", 1, "http"), port("b", 1, "grpc")]});
+    try_accept(micro, &everything()).unwrap();
+}
+
+#[test]
 fn a_refusal_shows_the_rule_that_would_allow_it() {
     let patch = json!({"format": {"type": "Plain"}, "prefix": "", "service": "1.0"});
     let refusal = try_accept(patch.clone(), &Policy::default()).unwrap_err();
@@ -328,6 +482,15 @@ fn no_record_stands_among_the_operators_keys() {
         ("/services/shop/web/x/", "/services/", "web", "Json", true),
         ("/services/shop/webs/", "/services/", "web", "Json", false),
         ("registrar/", "", "registrar", "Grpc", true),
+        ("traefik/", "traefik/", "web", "Traefik", true),
+        (
+            "traefik/tcp/services/shop.web.x/",
+            "traefik/",
+            "web",
+            "Traefik",
+            true,
+        ),
+        ("/registrar/", "traefik/", "web", "Traefik", false),
     ] {
         let settings = AcceptSettings {
             registrar_prefix: registrar.into(),
@@ -347,10 +510,16 @@ proptest! {
     fn keys_stay_where_they_belong(
         prefix in proptest::option::of("(/?(services|shop|registrar|[.]{1,2}|\\*|\n)/){0,3}/?"),
         service in proptest::option::of("[a-c./*\n]{1,6}|registrar|shop"),
-        format in proptest::sample::select(vec!["Json", "Plain", "Grpc", "Kitex", "Hertz"]),
+        format in proptest::sample::select(vec![
+            "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
+        ]),
         default_policy in any::<bool>(),
     ) {
-        let mut patch = json!({"format": {"type": format}});
+        let mut patch = json!({
+            "format": {"type": format},
+            "ports": [{"name": "http", "port": 80, "scheme": "http"}],
+        });
+        if format == "SkyDns" { patch["format"]["skyDns"] = json!({"zone": "skydns.local"}); }
         if let Some(prefix) = prefix { patch["prefix"] = prefix.into(); }
         if let Some(service) = service { patch["service"] = service.into(); }
         let policy = if default_policy { Policy::default() } else { everything() };

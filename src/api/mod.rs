@@ -54,6 +54,10 @@ pub const MAX_STATIC_VALUE: usize = 256;
 /// The most characters of all names and values of the metadata of a record, so that 50,000 endpoints, the
 /// most of a namespace by default, leave room in an etcd of 2 GiB.
 pub const MAX_METADATA_CHARS: usize = 8_192;
+/// The most characters of the template of a key: those of the longest key.
+pub const MAX_KEY_TEMPLATE: usize = 1_024;
+/// The most characters of the template of a value: ten times a record of usual size.
+pub const MAX_VALUE_TEMPLATE: usize = 4_096;
 /// The most entries of each part of a selector.
 pub const MAX_SELECTOR: usize = 32;
 /// The most values of one expression of a selector.
@@ -132,7 +136,31 @@ pub const MAX_STATUS_ENDPOINTS: usize = 100;
     validation = Rule::new("self.format.type != 'Hertz' || !has(self.prefix) || self.prefix == 'hertz/registry-etcd/'")
         .message("the client of Hertz reads below `hertz/registry-etcd/` and can be given no other prefix: leave `prefix` out")
         .field_path(".prefix"),
-    validation = Rule::new("!(self.format.type in ['Json', 'Plain', 'Grpc', 'Kitex', 'Hertz']) || self.ports.all(p, !has(p.port) || self.ports.exists_one(q, has(q.port) && q.port == p.port))")
+    validation = Rule::new("self.format.type != 'Kratos' || !has(self.prefix) || self.prefix.startsWith('/')")
+        .message("format Kratos needs a prefix with a leading slash, because its client reads `/{namespace}/{service}`: write for example `/microservices/`")
+        .field_path(".prefix"),
+    validation = Rule::new("self.format.type != 'Kratos' || self.ports.all(p, has(p.scheme) && p.scheme in ['http', 'https', 'grpc', 'grpcs'] && self.ports.exists_one(q, has(q.scheme) && q.scheme == p.scheme))")
+        .message("Kratos uses the first endpoint of each scheme: write a scheme of its own for each port, `http`, `https`, `grpc` or `grpcs`, and register a second port of one scheme under a service of its own")
+        .field_path(".ports"),
+    validation = Rule::new("self.format.type != 'SkyDns' || !has(self.prefix)")
+        .message("the prefix of format SkyDns is made from its path and zone: leave `prefix` out")
+        .field_path(".prefix"),
+    validation = Rule::new("self.format.type != 'SkyDns' || !has(self.service) || (self.service.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$') && self.service != 'any')")
+        .message("with format SkyDns the service is a label of DNS: write lower-case letters, digits and `-`, beginning and ending with a letter or digit, at most 63 characters, without dots, and not `any`")
+        .field_path(".service"),
+    validation = Rule::new("self.format.type != 'SkyDns' || self.ports.all(p, size(p.name) <= 62)")
+        .message("with format SkyDns the name of a port is a label of DNS with an underscore before it: write at most 62 characters")
+        .field_path(".ports"),
+    validation = Rule::new("self.format.type != 'GoMicro' || !has(self.prefix) || self.prefix == '/micro/registry/'")
+        .message("the client of go-micro reads below `/micro/registry/` and can be given no other prefix: leave `prefix` out")
+        .field_path(".prefix"),
+    validation = Rule::new("self.format.type != 'Traefik' || !has(self.prefix) || (self.prefix != '' && !self.prefix.startsWith('/'))")
+        .message("format Traefik needs the root key of Traefik's provider as its prefix, without a leading slash: write for example `traefik/`")
+        .field_path(".prefix"),
+    validation = Rule::new("self.format.type != 'Traefik' || self.ports.all(p, has(p.scheme) && p.scheme in ['http', 'https', 'h2c'] && p.protocol == 'TCP') || self.ports.all(p, !has(p.scheme) && p.protocol == 'TCP') || self.ports.all(p, !has(p.scheme) && p.protocol == 'UDP')")
+        .message("the ports of a registration for Traefik are all of one kind: TCP with the scheme `http`, `https` or `h2c` for HTTP services, or all TCP, or all UDP, without a scheme; register others in a ServiceRegistration of their own")
+        .field_path(".ports"),
+    validation = Rule::new("!(self.format.type in ['Json', 'Plain', 'Grpc', 'Kitex', 'Hertz', 'Kratos']) || self.ports.all(p, !has(p.port) || self.ports.exists_one(q, has(q.port) && q.port == p.port))")
         .message("two ports have one number, but the keys of this format hold no more than address and number: register each of them under a service of its own")
         .field_path(".ports"),
 )]
@@ -172,7 +200,9 @@ pub struct ServiceRegistrationSpec {
 
     /// Where the keys begin. It ends with a slash, and the operator's policy must grant it to the
     /// namespace. The format's own when absent: `/services/` for Json, `/` for Plain, none for
-    /// Grpc, `kitex/registry-etcd/` for Kitex, `hertz/registry-etcd/` for Hertz.
+    /// Grpc, `kitex/registry-etcd/` for Kitex, `hertz/registry-etcd/` for Hertz, `/microservices/` for
+    /// Kratos, `/micro/registry/` for GoMicro, `traefik/` for Traefik, none for Template. That of SkyDns
+    /// comes from its path and zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(max = 256))]
     #[x_kube(
@@ -301,16 +331,98 @@ pub enum Address {
 }
 
 /// How an endpoint is written: a type, and below a name of its own what that type has to be told.
-/// None of the types of this version has settings.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.type != 'SkyDns' || has(self.skyDns)")
+        .message("format SkyDns needs the zone that CoreDNS serves: write for example `skyDns: {zone: skydns.local}`"),
+    validation = Rule::new("self.type == 'SkyDns' || !has(self.skyDns)")
+        .message("skyDns has the settings of the format SkyDns alone: leave it out, or write `type: SkyDns`"),
+    validation = Rule::new("self.type != 'Template' || has(self.template)")
+        .message("format Template needs templates: write for example `template: {key: 'web/{{ addr }}', value: '{{ addr }}'}`"),
+    validation = Rule::new("self.type == 'Template' || !has(self.template)")
+        .message("template has the settings of the format Template alone: leave it out, or write `type: Template`"),
+)]
 pub struct FormatSpec {
     /// Json: everything that a client may want, below `{prefix}{namespace}/{service}/{cluster}/`.
     /// All others stand below `{prefix}{service}/` where nothing else is said. Plain: the bare
-    /// address. Grpc: what the resolver of gRPC-Go reads. Kitex, Hertz: what the registries of
-    /// those frameworks read.
+    /// address. Grpc: what the resolver of gRPC-Go reads. Kitex, Hertz, Kratos, GoMicro: what the
+    /// registries of those frameworks read. SkyDns: what CoreDNS reads, below
+    /// `/{path}/{zone reversed}/{namespace}/{service}/`. Traefik: what the KV provider of Traefik 3
+    /// reads, as services `{namespace}.{service}.{port}`. Template: keys and values of one's own.
     #[serde(rename = "type")]
     pub type_: FormatType,
+
+    /// The settings of SkyDns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SkyDnsSpec")]
+    pub sky_dns: Option<SkyDnsSpec>,
+
+    /// The settings of Template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "TemplateSpec")]
+    pub template: Option<TemplateSpec>,
+}
+
+/// The settings of the format Template: templates in the language of Jinja. What they can name: cluster,
+/// namespace, service, pod, uid, node, zone, host, addr, port, port_name, protocol, scheme, family, weight,
+/// ttl, labels, annotations, metadata; and the filters tojson, urlencode, dns_label, reverse_dns, sha256, lower.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateSpec {
+    /// The whole key. It begins with prefix and service, and differs between two endpoints, for
+    /// example `web/{{ addr }}`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub key: String,
+
+    /// The value, for example `{{ addr }}`. The address stands in it or in the last segment of the key.
+    #[schemars(length(min = 1, max = 4096))]
+    pub value: String,
+
+    /// What the value has to be.
+    #[serde(default)]
+    pub value_type: ValueType,
+}
+
+/// What a value has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum ValueType {
+    /// Anything.
+    #[default]
+    Text,
+    /// A JSON document.
+    Json,
+}
+
+/// The settings of the format SkyDns.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SkyDnsSpec {
+    /// The zone that CoreDNS serves, for example `skydns.local`.
+    #[schemars(length(max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$') && !self.matches('(^|[.])any([.]|$)')")
+        .message("zone must be a domain name in lower case, without a dot at its end and without a label `any`, for example `skydns.local`"))]
+    pub zone: String,
+
+    /// The first segment of the keys: the `path` of CoreDNS' plugin `etcd`.
+    #[serde(default = "default_sky_dns_path")]
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$')")
+        .message("path must be one segment of letters, digits, `_` and `-`, beginning and ending with a letter or digit, for example `skydns`"))]
+    pub path: String,
+
+    /// How long resolvers may go on answering with a record, in seconds.
+    #[serde(default = "default_sky_dns_ttl")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub ttl: i32,
+}
+
+fn default_sky_dns_path() -> String {
+    crate::format::sky_dns::DEFAULT_PATH.to_owned()
+}
+
+fn default_sky_dns_ttl() -> i32 {
+    i32::try_from(crate::format::sky_dns::DEFAULT_TTL).unwrap_or(i32::MAX)
 }
 
 /// The formats of this version.
@@ -327,6 +439,16 @@ pub enum FormatType {
     Kitex,
     /// The registry of Hertz.
     Hertz,
+    /// The registry of Kratos.
+    Kratos,
+    /// The plugin `etcd` of CoreDNS.
+    SkyDns,
+    /// The etcd registry of go-micro.
+    GoMicro,
+    /// The KV provider of Traefik 3.
+    Traefik,
+    /// Templates of one's own.
+    Template,
 }
 
 /// What the records tell beside the address. A name may stand in one of the lists only.

@@ -48,6 +48,14 @@ fn the_bounds_in_the_schema_are_the_constants() {
         (&spec["prefix"]["maxLength"], MAX_PREFIX),
         (&spec["ports"]["maxItems"], MAX_PORTS),
         (
+            &spec["format"]["properties"]["template"]["properties"]["key"]["maxLength"],
+            MAX_KEY_TEMPLATE,
+        ),
+        (
+            &spec["format"]["properties"]["template"]["properties"]["value"]["maxLength"],
+            MAX_VALUE_TEMPLATE,
+        ),
+        (
             &spec["ports"]["items"]["properties"]["scheme"]["maxLength"],
             MAX_SCHEME,
         ),

@@ -364,8 +364,8 @@ impl Engine {
         }
     }
 
-    /// The endpoints of a registration that are held and were read, and when the last hold ends, in seconds since 1970.
-    pub(super) fn held_of(&self, id: RegistrationId) -> Option<(usize, i64)> {
+    /// The keys of a registration that are held and were read, and when the last hold ends, in seconds since 1970.
+    pub(super) fn held_of(&self, id: RegistrationId) -> Option<(u32, i64)> {
         let stored = self.index.registration(id)?;
         let rule = self.index.policy().mass_removals(&stored.namespace);
         let read = |key: &Key| self.mirror.get(key).is_some_and(|record| record.read);
@@ -376,7 +376,8 @@ impl Engine {
             .map(|(_, went)| went)
             .collect();
         let last = went.iter().max()?;
-        Some((went.len(), last + i64::from(rule.hold_seconds)))
+        let keys = u32::try_from(went.len()).unwrap_or(u32::MAX);
+        Some((keys, last + i64::from(rule.hold_seconds)))
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::format::bundle_of;
 use crate::index::pods::Uid;
 use crate::index::registrations::Stamp;
 use crate::mirror::leases::SlotName;
@@ -120,6 +121,23 @@ impl Lane {
         }
     }
 
+    /// A key that was taken and goes first again.
+    pub(super) fn put_back(&mut self, key: Key, removal: bool) {
+        if self.queued.insert(Arc::clone(&key), removal).is_none() {
+            let queue = if removal {
+                &mut self.removals
+            } else {
+                &mut self.others
+            };
+            queue.push_front(key);
+        }
+    }
+
+    /// A key is taken out of its turn.
+    pub(super) fn take(&mut self, key: &Key) {
+        self.queued.remove(key);
+    }
+
     /// The next key; removals only, or any.
     pub(super) fn pop(&mut self, removals_only: bool) -> Option<Key> {
         loop {
@@ -175,12 +193,14 @@ impl Lane {
     }
 }
 
-/// Which lane a key goes through, always the same.
+/// Which lane a key goes through, always the same; keys that go in one transaction go through one lane.
 #[must_use]
 pub(super) fn lane_of(key: &[u8]) -> usize {
     // FNV-1a: the same in every process, so that a lane's marks stand for the same keys.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bundle_of(key)
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     usize::try_from(hash % LANES as u64).unwrap_or(0)
 }

@@ -744,7 +744,7 @@ impl Engine {
             }
         }
         // A value below `leases/` that someone altered must not make us read the whole of etcd.
-        scopes.retain(|scope| scope.len() > 1 && scope.ends_with('/'));
+        scopes.retain(|scope| scope.len() > 1 && scope.ends_with(['/', '.']));
         let wanted = ranges(&self.keys.prefix, &scopes);
         if wanted != self.followed {
             let mut changed = Vec::new();

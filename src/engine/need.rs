@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::format::bundle_of;
 use crate::index::pods::Uid;
 use crate::index::registrations::{RegistrationId, Standing};
 use crate::mirror::leases::SlotName;
@@ -180,6 +181,14 @@ impl Engine {
         let Some(stored) = self.index.registration(registration) else {
             return now;
         };
+        // What stands beside an address goes with it.
+        if bundle_of(key).len() < key.len()
+            && stored
+                .serving()
+                .is_some_and(|a| a.format.lead_of(key).is_some())
+        {
+            return now;
+        }
         let endpoints = self.index.limits(&stored.namespace).endpoints;
         self.pace.turn(key, &stored.namespace, endpoints, now)
     }

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::accept::policy::MassRemovals;
 use crate::api::{ServiceRegistrationStatus, reason};
+use crate::format::bundle_of;
 use crate::index::registrations::{RegistrationId, Standing};
 use crate::model::names::{MAX_DNS_SUBDOMAIN, shortened};
 use crate::summary::{Facts, leaderless, summary};
@@ -146,7 +147,13 @@ impl Engine {
         };
         let mut ids: Vec<RegistrationId> = Vec::new();
         let mut end = text.len();
-        while let Some(at) = text.get(..end).and_then(|head| head.rfind('/')) {
+        // The scopes of Traefik end with a dot; of other keys a dot says nothing.
+        let ends: &[char] = if bundle_of(key).len() < key.len() {
+            &['/', '.']
+        } else {
+            &['/']
+        };
+        while let Some(at) = text.get(..end).and_then(|head| head.rfind(ends)) {
             if let Some(found) = text.get(..=at).and_then(|scope| self.by_scope.get(scope)) {
                 ids.extend(found.iter().copied());
             }

@@ -6,11 +6,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::format::{Format, Rules};
+use crate::format::{Bundle, Format, Rules, bundle_of};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Made};
 use crate::model::endpoint::Target;
 use crate::model::maps::HashSet;
+use crate::plan::{Need, need, put};
 
 use super::etcd::{
     Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Refusal, Request, Revision,
@@ -108,51 +109,27 @@ impl Engine {
                 skipped.push(key);
                 continue;
             }
-            let write = match due {
-                Due::Put(put) => {
-                    let rules = rules(&put.slot);
-                    let capacity = u32::try_from(rules.records_per_lease).unwrap_or(1);
-                    let Some(lease) = self.slots.take(&self.mirror, &put.slot, capacity) else {
-                        self.wait_for_slot(&put.slot, key);
-                        full = Some(put.slot);
-                        continue;
-                    };
-                    if !self
-                        .mirror
-                        .leases()
-                        .get(lease)
-                        .is_some_and(|known| known.key_stands)
-                    {
-                        lease_keys.insert(lease);
-                    }
-                    bytes += put.value.len();
-                    Write::Put {
-                        lease,
-                        slot: put.slot,
-                        value: put.value,
-                        targets: put.targets,
-                        uid: put.uid,
-                        stamp: put.stamp,
-                    }
+            let bundle = self.bundle(&key, &due);
+            if bundle == Bundle::Alone && !batch.is_empty() {
+                let removal = matches!(due, Due::Delete);
+                if let Some(lane) = self.lanes.get_mut(at) {
+                    lane.put_back(key, removal);
                 }
-                Due::LeaseKey(lease, slot) => {
-                    lease_keys.insert(lease);
-                    Write::LeaseKey(lease, slot)
-                }
-                Due::Delete => Write::Delete,
+                break;
+            }
+            let (group, beside) = if bundle == Bundle::Together {
+                self.group(key, due, removals_only)
+            } else {
+                (vec![(key, due)], None)
             };
-            bytes += 2 * key.len();
-            let standing = self.mirror.get(&key);
-            let drifted = self.confirmed.get(&key).is_some_and(|known| known.drifted);
-            let change = Change {
-                repair: drifted && !matches!(write, Write::Delete),
-                planned_at: standing.map_or(0, |record| record.mod_revision),
-                created_at: standing.map_or(0, |record| record.create_revision),
-                key,
-                write,
-            };
-            self.fly(&change);
-            batch.push(change);
+            if let Err(slot) =
+                self.add_to_batch(group, beside, &mut batch, &mut lease_keys, &mut bytes)
+            {
+                full = Some(slot);
+            }
+            if bundle == Bundle::Alone && !batch.is_empty() {
+                break;
+            }
         }
         for key in skipped {
             if let Some(lane) = self.lanes.get_mut(at) {
@@ -172,6 +149,169 @@ impl Engine {
             };
         }
         self.ask(Ask::Lane(at), Request::Txn(txn));
+    }
+
+    /// Adds to a batch what goes together, on one lease; or gives the slot for which there is none yet, and
+    /// the keys wait for it.
+    fn add_to_batch(
+        &mut self,
+        group: Vec<(Key, Due)>,
+        beside: Option<LeaseId>,
+        batch: &mut Vec<Change>,
+        lease_keys: &mut BTreeSet<LeaseId>,
+        bytes: &mut usize,
+    ) -> Result<(), Arc<SlotName>> {
+        let slot = group.iter().find_map(|(_, due)| match due {
+            Due::Put(put) => Some(Arc::clone(&put.slot)),
+            _ => None,
+        });
+        let mut lease = None;
+        if let Some(slot) = &slot {
+            let capacity = u32::try_from(rules(slot).records_per_lease).unwrap_or(1);
+            let puts = group.iter().filter(|(_, due)| matches!(due, Due::Put(_)));
+            let puts = u32::try_from(puts.count()).unwrap_or(u32::MAX);
+            // What goes together and is right already decides where the others stand.
+            lease = beside
+                .and_then(|beside| self.slots.take_on(beside, slot, puts))
+                .or_else(|| self.slots.take(&self.mirror, slot, capacity, puts));
+            if lease.is_none() {
+                for (key, _) in group {
+                    self.wait_for_slot(slot, key);
+                }
+                return Err(Arc::clone(slot));
+            }
+        }
+        for (key, due) in group {
+            let write = match due {
+                Due::Put(put) => {
+                    let Some(lease) = lease else { continue };
+                    if !self
+                        .mirror
+                        .leases()
+                        .get(lease)
+                        .is_some_and(|known| known.key_stands)
+                    {
+                        lease_keys.insert(lease);
+                    }
+                    *bytes += put.value.len();
+                    Write::Put {
+                        lease,
+                        slot: put.slot,
+                        value: put.value,
+                        targets: put.targets,
+                        uid: put.uid,
+                        stamp: put.stamp,
+                    }
+                }
+                Due::LeaseKey(lease, slot) => {
+                    lease_keys.insert(lease);
+                    Write::LeaseKey(lease, slot)
+                }
+                Due::Delete => Write::Delete,
+            };
+            *bytes += 2 * key.len();
+            let standing = self.mirror.get(&key);
+            let drifted = self.confirmed.get(&key).is_some_and(|known| known.drifted);
+            let change = Change {
+                repair: drifted && !matches!(write, Write::Delete),
+                planned_at: standing.map_or(0, |record| record.mod_revision),
+                created_at: standing.map_or(0, |record| record.create_revision),
+                key,
+                write,
+            };
+            self.fly(&change);
+            batch.push(change);
+        }
+        Ok(())
+    }
+
+    /// What the format of a record asks of its transaction.
+    fn bundle(&self, key: &Key, due: &Due) -> Bundle {
+        let slot = match due {
+            Due::Put(put) => Some(&put.slot),
+            Due::LeaseKey(..) => None,
+            Due::Delete => self
+                .mirror
+                .get(key)
+                .and_then(|record| self.mirror.leases().get(record.lease)?.name.as_ref()),
+        };
+        slot.map_or(Bundle::Free, |slot| rules(slot).bundle)
+    }
+
+    /// What goes together with a key, and the lease where a part of it stands right already. Nothing, if a part
+    /// of it can't go now: that part brings the others when it can.
+    fn group(
+        &mut self,
+        key: Key,
+        due: Due,
+        removals_only: bool,
+    ) -> (Vec<(Key, Due)>, Option<LeaseId>) {
+        let mut keys: Vec<Key> = vec![Arc::clone(&key)];
+        let prefix = [bundle_of(&key), b"/"].concat();
+        let standing = self.mirror.below(&prefix).map(|(other, _)| other);
+        keys.extend(standing.cloned());
+        if let Due::Put(put) = &due {
+            for target in &put.targets {
+                let wanted = self.index.keys_at(put.claim.registration, target).iter();
+                keys.extend(wanted.filter(|other| other.starts_with(&prefix)).cloned());
+            }
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let lead = match &due {
+            Due::Put(put) => Format::by_name(&put.slot.format).and_then(|f| f.lead_of(&key)),
+            _ => None,
+        };
+        let mut found = vec![(key, due)];
+        let mut right = Vec::new();
+        for other in keys {
+            let Some((first, _)) = found.first() else {
+                break;
+            };
+            if other == *first {
+                continue;
+            }
+            match need(&self.index, &self.mirror, &other) {
+                Need::Right(claim) => right.push((other, claim)),
+                Need::Put(_) | Need::Delete => match self.due(&other) {
+                    Some(due) if !removals_only || matches!(due, Due::Delete) => {
+                        if let Some(lane) = self.lanes.get_mut(lane_of(&other)) {
+                            lane.take(&other);
+                        }
+                        found.push((other, due));
+                    }
+                    _ => return (Vec::new(), None),
+                },
+                // Nothing stands beside an address that does not stand there.
+                _ if lead.as_deref() == Some(&*other) => return (Vec::new(), None),
+                // What others wrote there, or nobody wants, is no part of it.
+                _ => {}
+            }
+        }
+        // The part that is right decides about the lease; or follows, where nothing can be put on that any more.
+        let mut beside = None;
+        let slot = found.iter().find_map(|(_, due)| match due {
+            Due::Put(put) => Some(Arc::clone(&put.slot)),
+            _ => None,
+        });
+        for (other, claim) in right {
+            let lease = self.mirror.get(&other).map(|record| record.lease);
+            let usable = |lease: &LeaseId| {
+                let name = self.mirror.leases().get(*lease)?.name.as_ref()?;
+                Some(self.slots.is_usable(*lease) && Some(name) == slot.as_ref())
+            };
+            if lease.as_ref().and_then(usable) == Some(true) {
+                beside = lease;
+            } else if slot.is_some()
+                && !self.flying.contains_key(&other)
+                && let Some(put) = put(&self.index, &self.mirror, &other, claim)
+            {
+                found.push((other, Due::Put(Box::new(put))));
+            }
+        }
+        // Those that tell the address before those that stand beside it.
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        (found, beside)
     }
 
     /// The fence, the lane's mark, and each key at the revision that it was planned from.
@@ -539,16 +679,20 @@ impl Engine {
             self.landed(batch);
             return;
         }
-        if let [alone] = batch.as_slice() {
-            let key = Arc::clone(&alone.key);
-            let registration = self.registration_of(&key, &alone.write);
-            if let Some(registration) = registration {
-                self.set_problems(
-                    &key,
-                    vec![(registration, Problem::Refused(refusal, message.to_owned()))],
-                );
+        let bundles: BTreeSet<&[u8]> = batch.iter().map(|c| bundle_of(&c.key)).collect();
+        if bundles.len() == 1 {
+            // One key, or those that go together and can't be split.
+            for alone in &batch {
+                let key = Arc::clone(&alone.key);
+                let registration = self.registration_of(&key, &alone.write);
+                if let Some(registration) = registration {
+                    self.set_problems(
+                        &key,
+                        vec![(registration, Problem::Refused(refusal, message.to_owned()))],
+                    );
+                }
+                self.hold(&key, matches!(alone.write, Write::Delete));
             }
-            self.hold(&key, matches!(alone.write, Write::Delete));
         }
         self.landed(batch);
     }

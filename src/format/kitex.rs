@@ -50,15 +50,6 @@ struct Read<'a> {
     tags: Option<BTreeMap<String, String>>,
 }
 
-/// The name of a protocol in Go's `net`.
-fn network(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
-}
-
 /// The record of an endpoint.
 pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
     let (key, start) = key(place, endpoint);
@@ -73,7 +64,7 @@ pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
     .sum();
     let mut value = Vec::with_capacity(FRAME + MAX_HOST_PORT + text);
     let written = Written {
-        network: network(endpoint.target.protocol),
+        network: endpoint.target.protocol.lower(),
         address: key.get(start..).unwrap_or_default(),
         weight: endpoint.weight,
         tags: Tags {
@@ -109,7 +100,7 @@ pub(super) fn read(below: &str, value: &[u8]) -> Result<Discovered, ReadError> {
         address: read.address.into_owned(),
         protocol: Protocol::ALL
             .into_iter()
-            .find(|protocol| network(*protocol) == read.network),
+            .find(|protocol| protocol.lower() == read.network),
         service: service.to_owned(),
         cluster: tag("cluster"),
         namespace: tag("namespace"),

@@ -8,14 +8,26 @@
 //! stand for several endpoints of its pod (all ports in one), and an endpoint may need several
 //! records; [`Rules`] say how they go to etcd.
 
+mod go_micro;
 mod grpc;
 mod json;
 mod kitex;
+pub mod kratos;
 mod plain;
+pub mod sky_dns;
+pub mod template;
+pub mod traefik;
 
-use std::net::SocketAddr;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 
-use crate::model::endpoint::{Endpoint, Protocol, Target};
+use sha2::{Digest, Sha256};
+
+use crate::model::endpoint::{Endpoint, Family, Protocol, Target};
+
+use sky_dns::SkyDns;
+use template::Template;
+use traefik::Kind;
 
 /// The records that share a lease unless a format says otherwise (measured: shared leases register
 /// 10,000 endpoints in 0.13 s against 3.6 s).
@@ -35,6 +47,16 @@ pub enum Format {
     Kitex,
     /// The registry of Hertz.
     Hertz,
+    /// The registry of Kratos.
+    Kratos,
+    /// The plugin `etcd` of CoreDNS.
+    SkyDns(SkyDns),
+    /// The etcd registry of go-micro.
+    GoMicro,
+    /// The KV provider of Traefik 3.
+    Traefik(Kind),
+    /// Templates of the registration's own; none where they are not known, and records are only read.
+    Template(Option<Template>),
 }
 
 /// Where the records of a registration stand.
@@ -167,6 +189,9 @@ pub enum ReadError {
     /// The value tells something else than the key.
     #[error("the value's {0} is not that of the key")]
     Mismatch(&'static str),
+    /// It tells something of an endpoint whose address stands at another key.
+    #[error("the address of the endpoint stands at another key")]
+    Beside,
 }
 
 impl Format {
@@ -179,24 +204,34 @@ impl Format {
             Self::Grpc => "Grpc",
             Self::Kitex => "Kitex",
             Self::Hertz => "Hertz",
+            Self::Kratos => "Kratos",
+            Self::SkyDns(_) => "SkyDns",
+            Self::GoMicro => "GoMicro",
+            Self::Traefik(_) => "Traefik",
+            Self::Template(_) => "Template",
         }
     }
 
-    /// The inverse of [`Format::name`].
+    /// The inverse of [`Format::name`], without settings: enough to read records.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        [
-            Self::Json,
-            Self::Plain,
-            Self::Grpc,
-            Self::Kitex,
-            Self::Hertz,
-        ]
-        .into_iter()
-        .find(|format| format.name() == name)
+        Some(match name {
+            "Json" => Self::Json,
+            "Plain" => Self::Plain,
+            "Grpc" => Self::Grpc,
+            "Kitex" => Self::Kitex,
+            "Hertz" => Self::Hertz,
+            "Kratos" => Self::Kratos,
+            "SkyDns" => Self::SkyDns(SkyDns::default()),
+            "GoMicro" => Self::GoMicro,
+            "Traefik" => Self::Traefik(Kind::default()),
+            "Template" => Self::Template(None),
+            _ => return None,
+        })
     }
 
-    /// The prefix of a registration that names none: those of the golden records.
+    /// The prefix of a registration that names none: those of the golden records. That of SkyDns is
+    /// made from its settings ([`sky_dns::prefix`]).
     #[must_use]
     pub fn default_prefix(&self) -> &'static str {
         match self {
@@ -205,6 +240,10 @@ impl Format {
             Self::Grpc => grpc::DEFAULT_PREFIX,
             Self::Kitex => kitex::KITEX_PREFIX,
             Self::Hertz => kitex::HERTZ_PREFIX,
+            Self::Kratos => kratos::DEFAULT_PREFIX,
+            Self::SkyDns(_) | Self::Template(_) => "",
+            Self::GoMicro => go_micro::PREFIX,
+            Self::Traefik(_) => traefik::DEFAULT_PREFIX,
         }
     }
 
@@ -227,7 +266,25 @@ impl Format {
             Self::Hertz if prefix != kitex::HERTZ_PREFIX => Err(
                 "the client of Hertz reads below `hertz/registry-etcd/` and can be given no other prefix: leave `prefix` out",
             ),
-            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => Ok(()),
+            Self::Kratos if !prefix.starts_with('/') => Err(
+                "format Kratos needs a prefix with a leading slash, because its client reads `/{namespace}/{service}`: write for example `/microservices/`",
+            ),
+            Self::GoMicro if prefix != go_micro::PREFIX => Err(
+                "the client of go-micro reads below `/micro/registry/` and can be given no other prefix: leave `prefix` out",
+            ),
+            Self::Traefik(_) if prefix.is_empty() || prefix.starts_with('/') => Err(
+                "format Traefik needs the root key of Traefik's provider as its prefix, without a leading slash: write for example `traefik/`",
+            ),
+            Self::Json
+            | Self::Plain
+            | Self::Grpc
+            | Self::Kitex
+            | Self::Hertz
+            | Self::Kratos
+            | Self::SkyDns(_)
+            | Self::GoMicro
+            | Self::Traefik(_)
+            | Self::Template(_) => Ok(()),
         }
     }
 
@@ -236,7 +293,11 @@ impl Format {
     #[must_use]
     pub fn key_names_port(&self) -> bool {
         match self {
-            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => false,
+            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz | Self::Kratos => {
+                false
+            }
+            // What a template tells apart is tried when it is accepted.
+            Self::SkyDns(_) | Self::GoMicro | Self::Traefik(_) | Self::Template(_) => true,
         }
     }
 
@@ -244,26 +305,65 @@ impl Format {
     #[must_use]
     pub fn rules(&self) -> Rules {
         match self {
-            Self::Json | Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => Rules {
+            // Of three keys whose shared lease expires, go-micro's watcher sees one go.
+            Self::GoMicro => Rules {
+                records_per_lease: 1,
+                bundle: Bundle::Alone,
+            },
+            // A server with a weight and without its address is one that fails.
+            Self::Traefik(_) => Rules {
+                records_per_lease: RECORDS_PER_LEASE,
+                bundle: Bundle::Together,
+            },
+            Self::Json
+            | Self::Plain
+            | Self::Grpc
+            | Self::Kitex
+            | Self::Hertz
+            | Self::Kratos
+            | Self::SkyDns(_)
+            | Self::Template(_) => Rules {
                 records_per_lease: RECORDS_PER_LEASE,
                 bundle: Bundle::Free,
             },
         }
     }
 
+    /// How many endpoints so many keys of a registration stand for, which registers so many ports.
+    #[must_use]
+    pub fn endpoints_of(&self, keys: u32, ports: usize) -> u32 {
+        match self {
+            Self::Kratos => keys.saturating_mul(u32::try_from(ports).unwrap_or(u32::MAX)),
+            Self::Traefik(kind) => keys / kind.keys(),
+            _ => keys,
+        }
+    }
+
     /// What stands before the service in a key: what a policy grants. It ends with a slash or is
-    /// empty.
+    /// empty. (The names of Traefik hold the namespace behind it: nobody can write for another.)
     #[must_use]
     pub fn base(&self, prefix: &str, namespace: &str) -> String {
         match self {
             Self::Json => json::base(prefix, namespace),
-            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => prefix.to_owned(),
+            Self::SkyDns(_) => sky_dns::base(prefix, namespace),
+            Self::Plain
+            | Self::Grpc
+            | Self::Kitex
+            | Self::Hertz
+            | Self::Kratos
+            | Self::GoMicro
+            | Self::Traefik(_)
+            | Self::Template(_) => prefix.to_owned(),
         }
     }
 
-    /// The narrowest prefix that holds the records of a service of all clusters.
+    /// The narrowest prefix that holds the records of a service of all clusters. It ends with a slash; that of
+    /// Traefik with a dot, behind which the port follows.
     #[must_use]
     pub fn scope(&self, prefix: &str, namespace: &str, service: &str) -> String {
+        if let Self::Traefik(kind) = self {
+            return traefik::scope(prefix, *kind, namespace, service);
+        }
         let mut scope = self.base(prefix, namespace);
         scope.push_str(service);
         scope.push('/');
@@ -275,73 +375,219 @@ impl Format {
     /// takes a key once.
     #[must_use]
     pub fn records(&self, place: &Place<'_>, endpoints: &[Endpoint]) -> Vec<Record> {
-        let write = match self {
-            Self::Json => json::record,
-            Self::Plain => plain::record,
-            Self::Grpc => grpc::record,
-            Self::Kitex | Self::Hertz => kitex::record,
+        let found: Vec<Record> = match self {
+            Self::Kratos => return kratos::records(place, endpoints),
+            Self::Traefik(kind) => endpoints
+                .iter()
+                .flat_map(|endpoint| traefik::records(place, *kind, endpoint))
+                .collect(),
+            Self::SkyDns(settings) => endpoints
+                .iter()
+                .map(|endpoint| sky_dns::record(place, endpoint, settings.ttl))
+                .collect(),
+            Self::Json => each(place, endpoints, json::record),
+            Self::Plain => each(place, endpoints, plain::record),
+            Self::Grpc => each(place, endpoints, grpc::record),
+            Self::Kitex | Self::Hertz => each(place, endpoints, kitex::record),
+            Self::GoMicro => each(place, endpoints, go_micro::record),
+            Self::Template(template) => template
+                .iter()
+                .flat_map(|template| endpoints.iter().map(|e| template.record(place, e)))
+                .filter_map(Result::ok)
+                .collect(),
         };
-        let mut records: Vec<Record> = Vec::with_capacity(endpoints.len());
-        for endpoint in endpoints {
-            let record = write(place, endpoint);
-            if !records.iter().any(|earlier| earlier.key == record.key) {
-                records.push(record);
-            }
-        }
-        records
+        first_of_each(found, |record| &record.key)
     }
 
     /// Keys and targets of [`Format::records`], without the values.
-    #[must_use]
-    pub fn keys(&self, place: &Place<'_>, endpoints: &[Endpoint]) -> Vec<(String, Vec<Target>)> {
-        let write = match self {
-            Self::Json => json::key,
-            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => plain::key,
-        };
-        let mut keys: Vec<(String, Vec<Target>)> = Vec::with_capacity(endpoints.len());
-        for endpoint in endpoints {
-            let (key, _) = write(place, endpoint);
-            if !keys.iter().any(|(earlier, _)| *earlier == key) {
-                keys.push((key, vec![endpoint.target]));
+    ///
+    /// # Errors
+    ///
+    /// Says why one of them has no record: a template can't be filled in for it.
+    pub fn keys(
+        &self,
+        place: &Place<'_>,
+        endpoints: &[Endpoint],
+    ) -> Result<Vec<(String, Vec<Target>)>, String> {
+        let one = |endpoint: &Endpoint, key: String| (key, vec![endpoint.target]);
+        let found: Vec<(String, Vec<Target>)> = match self {
+            Self::Kratos => return Ok(kratos::keys(place, endpoints)),
+            Self::Traefik(kind) => endpoints
+                .iter()
+                .flat_map(|endpoint| traefik::keys(place, *kind, endpoint))
+                .collect(),
+            Self::SkyDns(_) => each(place, endpoints, |place, endpoint| {
+                one(endpoint, sky_dns::key(place, endpoint))
+            }),
+            Self::Json => each(place, endpoints, |place, endpoint| {
+                one(endpoint, json::key(place, endpoint).0)
+            }),
+            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => {
+                each(place, endpoints, |place, endpoint| {
+                    one(endpoint, plain::key(place, endpoint).0)
+                })
             }
-        }
-        keys
+            Self::GoMicro => each(place, endpoints, |place, endpoint| {
+                one(endpoint, go_micro::key(place, endpoint).0)
+            }),
+            Self::Template(None) => Vec::new(),
+            Self::Template(Some(template)) => endpoints
+                .iter()
+                .map(|endpoint| Ok((template.record(place, endpoint)?.key, vec![endpoint.target])))
+                .collect::<Result<_, String>>()?,
+        };
+        Ok(first_of_each(found, |(key, _)| key))
     }
 
-    /// What a record tells. `prefix` is that of the registration.
+    /// What a record tells; of one that stands for several endpoints, the first. `prefix` is that of
+    /// the registration.
     ///
     /// # Errors
     ///
     /// When key or value are not of this format: others may write any bytes there.
     pub fn read(&self, prefix: &str, key: &[u8], value: &[u8]) -> Result<Discovered, ReadError> {
-        let key = std::str::from_utf8(key).map_err(|_| ReadError::KeyNotUtf8)?;
-        let below = key.strip_prefix(prefix).ok_or(ReadError::KeyOutside)?;
+        let below = below(prefix, key)?;
         match self {
             Self::Json => json::read(below, value),
             Self::Plain => plain::read(below, value),
             Self::Grpc => grpc::read(below, value),
             Self::Kitex | Self::Hertz => kitex::read(below, value),
+            Self::Kratos => kratos::read(below, value)?
+                .into_iter()
+                .next()
+                .ok_or(ReadError::Beside),
+            Self::SkyDns(_) => sky_dns::read(below, value),
+            Self::GoMicro => go_micro::read(below, value),
+            Self::Traefik(_) => traefik::read(below, value),
+            Self::Template(_) => template::read(below, value),
+        }
+    }
+
+    /// All that a record tells: one for each of its endpoints, never none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Format::read`].
+    pub fn read_all(
+        &self,
+        prefix: &str,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Vec<Discovered>, ReadError> {
+        match self {
+            Self::Kratos => kratos::read(below(prefix, key)?, value),
+            _ => Ok(vec![self.read(prefix, key, value)?]),
+        }
+    }
+
+    /// Whether a record may stand for several endpoints.
+    #[must_use]
+    pub fn holds_several(&self) -> bool {
+        matches!(self, Self::Kratos)
+    }
+
+    /// The key of the record that tells which endpoint this one belongs to, where it is another.
+    #[must_use]
+    pub fn lead_of(&self, key: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Traefik(_) => traefik::lead_of(key),
+            _ => None,
         }
     }
 
     /// Whether a record names its pod by UID.
     #[must_use]
     pub fn names_pod(&self) -> bool {
-        match self {
-            Self::Json => true,
-            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => false,
-        }
+        matches!(self, Self::Json)
     }
 
     /// The cluster that the key names, without a look at the value; `None` where the format's keys
     /// name none, or the key is not of this format.
     #[must_use]
     pub fn cluster_of<'a>(&self, prefix: &str, key: &'a [u8]) -> Option<&'a str> {
+        let below = key.strip_prefix(prefix.as_bytes())?;
         match self {
-            Self::Json => json::cluster_of(key.strip_prefix(prefix.as_bytes())?),
-            Self::Plain | Self::Grpc | Self::Kitex | Self::Hertz => None,
+            Self::Json => json::cluster_of(below),
+            Self::Kratos => kratos::cluster_of(below),
+            Self::SkyDns(_) => sky_dns::cluster_of(below),
+            Self::GoMicro => go_micro::cluster_of(below),
+            Self::Plain
+            | Self::Grpc
+            | Self::Kitex
+            | Self::Hertz
+            | Self::Traefik(_)
+            | Self::Template(_) => None,
         }
     }
+}
+
+/// The part of a key that those keys share which go in one transaction ([`Bundle::Together`]); the whole
+/// key where there are none. Of every key, whatever its format: it decides through which lane a key goes.
+#[must_use]
+pub fn bundle_of(key: &[u8]) -> &[u8] {
+    traefik::bundle(key)
+}
+
+/// What is made of each endpoint.
+fn each<T>(
+    place: &Place<'_>,
+    endpoints: &[Endpoint],
+    make: impl Fn(&Place<'_>, &Endpoint) -> T,
+) -> Vec<T> {
+    endpoints
+        .iter()
+        .map(|endpoint| make(place, endpoint))
+        .collect()
+}
+
+/// Without those whose key an earlier one has.
+fn first_of_each<T>(mut found: Vec<T>, key: impl Fn(&T) -> &str) -> Vec<T> {
+    let mut at = 1;
+    while let Some(next) = found.get(at) {
+        if found
+            .iter()
+            .take(at)
+            .any(|earlier| key(earlier) == key(next))
+        {
+            found.remove(at);
+        } else {
+            at += 1;
+        }
+    }
+    found
+}
+
+/// What follows the prefix.
+fn below<'a>(prefix: &str, key: &'a [u8]) -> Result<&'a str, ReadError> {
+    let key = std::str::from_utf8(key).map_err(|_| ReadError::KeyNotUtf8)?;
+    key.strip_prefix(prefix).ok_or(ReadError::KeyOutside)
+}
+
+/// The family of an address as a segment of a key.
+fn family(ip: IpAddr) -> &'static str {
+    match Family::of(ip) {
+        Family::V4 => "v4",
+        Family::V6 => "v6",
+    }
+}
+
+/// The selected metadata of the name `version`, or nothing.
+fn metadata_version(endpoint: &Endpoint) -> &str {
+    endpoint
+        .metadata
+        .iter()
+        .find(|(name, _)| name == "version")
+        .map_or("", |(_, value)| value)
+}
+
+/// A hash in lower-case hex.
+fn sha256(text: &str) -> String {
+    let mut hex = String::with_capacity(64);
+    for byte in Sha256::digest(text.as_bytes()) {
+        // Writing to a String can't fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// Service and last segment of `{service}/{address}`.

@@ -16,8 +16,31 @@ const BY_ADDRESS: [Format; 5] = [
     Format::Hertz,
 ];
 
+/// A template of usual size.
+fn template(key: &str, value: &str) -> Format {
+    let source = template::Source {
+        key: key.into(),
+        value: value.into(),
+        json: false,
+        ttl: 60,
+        labels: vec!["version".into()],
+        annotations: vec!["note".into()],
+    };
+    Format::Template(Some(Template::new(source).unwrap()))
+}
+
 fn formats() -> Vec<Format> {
-    BY_ADDRESS.into()
+    let mut formats = BY_ADDRESS.to_vec();
+    formats.extend([
+        Format::Kratos,
+        Format::SkyDns(SkyDns::default()),
+        Format::GoMicro,
+        Format::Traefik(Kind::Http),
+        Format::Traefik(Kind::Tcp),
+        Format::Traefik(Kind::Udp),
+        Format::Template(None),
+    ]);
+    formats
 }
 
 fn endpoint(ip: &str) -> Endpoint {
@@ -134,6 +157,422 @@ fn golden_kitex_and_hertz() {
 }
 
 #[test]
+fn golden_kratos() {
+    for (ip, last, address) in [
+        ("10.1.2.3", "v4", "10.1.2.3:8080"),
+        ("fd00::3", "v6", "[fd00::3]:8080"),
+    ] {
+        assert_eq!(
+            written(&Format::Kratos, "/microservices/", endpoint(ip)),
+            (
+                format!("/microservices/web/east.shop.web-0.{last}"),
+                format!(
+                    r#"{{"id":"east.shop.web-0.{last}","name":"web","version":"v1","metadata":{{"cluster":"east","namespace":"shop","pod":"web-0","weight":"100","zone":"eu-a"}},"endpoints":["http://{address}"]}}"#
+                )
+            )
+        );
+    }
+    // All ports of a pod and family are one instance.
+    let grpc = |ip| Endpoint {
+        port_name: "grpc".into(),
+        scheme: "grpc".into(),
+        target: Target {
+            port: 9090,
+            ..endpoint(ip).target
+        },
+        zone: String::new(),
+        metadata: Vec::new(),
+        ..endpoint(ip)
+    };
+    let http = |ip| Endpoint {
+        port_name: "http".into(),
+        scheme: "http".into(),
+        target: endpoint(ip).target,
+        ..grpc(ip)
+    };
+    let endpoints = [
+        http("10.1.2.3"),
+        http("fd00::3"),
+        grpc("10.1.2.3"),
+        grpc("fd00::3"),
+    ];
+    let place = Place {
+        prefix: "/microservices/",
+    };
+    let records = Format::Kratos.records(&place, &endpoints);
+    assert_eq!(records.len(), 2);
+    let record = &records[1];
+    assert_eq!(
+        std::str::from_utf8(&record.value).unwrap(),
+        r#"{"id":"east.shop.web-0.v6","name":"web","version":"","metadata":{"cluster":"east","namespace":"shop","pod":"web-0","weight":"100"},"endpoints":["http://[fd00::3]:8080","grpc://[fd00::3]:9090"]}"#
+    );
+    assert_eq!(record.targets, [endpoints[1].target, endpoints[3].target]);
+    let keys: Vec<_> = records
+        .iter()
+        .map(|record| (record.key.clone(), record.targets.clone()))
+        .collect();
+    assert_eq!(Format::Kratos.keys(&place, &endpoints), Ok(keys));
+    let found = Format::Kratos
+        .read_all("/microservices/", record.key.as_bytes(), &record.value)
+        .unwrap();
+    let told: Vec<_> = found
+        .iter()
+        .map(|found| (found.scheme.as_deref(), &*found.address, found.weight))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some("http"), "[fd00::3]:8080", Some(100)),
+            (Some("grpc"), "[fd00::3]:9090", Some(100)),
+        ]
+    );
+    assert_eq!(Format::Kratos.endpoints_of(2, 2), 4);
+    assert!(Format::Kratos.records(&place, &[]).is_empty());
+}
+
+#[test]
+fn golden_sky_dns() {
+    let format = Format::SkyDns(SkyDns::default());
+    let prefix = sky_dns::prefix("skydns", "skydns.local");
+    for (ip, last) in [("10.1.2.3", "v4"), ("fd00::3", "v6")] {
+        assert_eq!(
+            written(&format, &prefix, endpoint(ip)),
+            (
+                format!("/skydns/local/skydns/shop/web/_tcp/_http/east/web-0/{last}"),
+                format!(r#"{{"host":"{ip}","port":8080,"weight":100,"ttl":30,"targetstrip":1}}"#)
+            )
+        );
+    }
+    assert_eq!(
+        format.scope(&prefix, "shop", "web"),
+        "/skydns/local/skydns/shop/web/"
+    );
+    assert_eq!(
+        sky_dns::prefix("dns", "a.example.org"),
+        "/dns/org/example/a/"
+    );
+    // What is no label of DNS becomes one, and always the same.
+    for (pod, label) in [
+        ("any", "d6a7cd2a7371b1a15d543196979ff74f"),
+        ("web.0", "2acf1e4b3d23bb9c60449bac6c378c9c"),
+    ] {
+        let pod = Endpoint {
+            pod: pod.into(),
+            ..endpoint("10.1.2.3")
+        };
+        let (key, _) = written(&format, &prefix, pod);
+        assert_eq!(
+            key,
+            format!("/skydns/local/skydns/shop/web/_tcp/_http/east/{label}/v4")
+        );
+    }
+    let long = Endpoint {
+        pod: "a".repeat(64),
+        target: Target {
+            protocol: Protocol::Udp,
+            ..endpoint("10.1.2.3").target
+        },
+        ..endpoint("10.1.2.3")
+    };
+    let (key, _) = written(&Format::SkyDns(SkyDns { ttl: 5 }), &prefix, long);
+    assert!(key.starts_with("/skydns/local/skydns/shop/web/_udp/_http/east/"));
+    assert!(key.split('/').all(|segment| segment.len() <= 63));
+}
+
+#[test]
+fn golden_go_micro() {
+    assert_eq!(
+        written(&Format::GoMicro, "/micro/registry/", endpoint("10.1.2.3")),
+        (
+            "/micro/registry/web/east.shop.web-0.http.v4".into(),
+            r#"{"name":"web","version":"v1","metadata":null,"endpoints":null,"nodes":[{"metadata":{"zone":"eu-a"},"id":"east.shop.web-0.http.v4","address":"10.1.2.3:8080"}]}"#.into()
+        )
+    );
+    let bare = Endpoint {
+        zone: String::new(),
+        metadata: Vec::new(),
+        ..endpoint("fd00::3")
+    };
+    assert_eq!(
+        written(&Format::GoMicro, "/micro/registry/", bare),
+        (
+            "/micro/registry/web/east.shop.web-0.http.v6".into(),
+            r#"{"name":"web","version":"","metadata":null,"endpoints":null,"nodes":[{"metadata":{},"id":"east.shop.web-0.http.v6","address":"[fd00::3]:8080"}]}"#.into()
+        )
+    );
+    let rules = Format::GoMicro.rules();
+    assert_eq!((rules.records_per_lease, rules.bundle), (1, Bundle::Alone));
+}
+
+#[test]
+fn golden_traefik() {
+    let records = |kind, endpoint: Endpoint| -> Vec<(String, String)> {
+        let place = Place { prefix: "traefik/" };
+        let format = Format::Traefik(kind);
+        let records = format.records(&place, std::slice::from_ref(&endpoint));
+        assert!(
+            records
+                .iter()
+                .all(|record| record.targets == [endpoint.target])
+        );
+        records
+            .into_iter()
+            .map(|record| (record.key, String::from_utf8(record.value).unwrap()))
+            .collect()
+    };
+    let http = "traefik/http/services/shop.web.http/loadbalancer/servers";
+    for (ip, server, address) in [
+        ("10.1.2.3", "1507705758", "10.1.2.3:8080"),
+        ("fd00::3", "1252041399", "[fd00::3]:8080"),
+    ] {
+        assert_eq!(
+            records(Kind::Http, endpoint(ip)),
+            [
+                (format!("{http}/{server}/url"), format!("http://{address}")),
+                (format!("{http}/{server}/weight"), "100".into()),
+            ]
+        );
+        for (kind, name) in [(Kind::Tcp, "tcp"), (Kind::Udp, "udp")] {
+            assert_eq!(
+                records(kind, endpoint(ip)),
+                [(
+                    format!(
+                        "traefik/{name}/services/shop.web.http/loadbalancer/servers/{server}/address"
+                    ),
+                    address.into()
+                )]
+            );
+        }
+    }
+    let format = Format::Traefik(Kind::Http);
+    assert_eq!(format.rules().bundle, Bundle::Together);
+    assert_eq!(
+        format.scope("traefik/", "shop", "web"),
+        "traefik/http/services/shop.web."
+    );
+    // The weight belongs to the URL beside it, and is no endpoint of its own.
+    let server = format!("{http}/1507705758");
+    let weight = format!("{server}/weight");
+    assert_eq!(
+        format.lead_of(weight.as_bytes()),
+        Some(format!("{server}/url").into_bytes())
+    );
+    assert_eq!(format.lead_of(format!("{server}/url").as_bytes()), None);
+    assert_eq!(
+        format.read("traefik/", weight.as_bytes(), b"100"),
+        Err(ReadError::Beside)
+    );
+    for member in ["url", "weight", "address"] {
+        assert_eq!(
+            bundle_of(format!("{server}/{member}").as_bytes()),
+            server.as_bytes()
+        );
+    }
+    for key in [
+        "/services/shop/web/east/10.1.2.3:8080",
+        "a/url",
+        "web/loadbalancer/servers//url",
+        "web/loadbalancer/servers/1/other",
+        "web/servers/1/url",
+        "",
+    ] {
+        assert_eq!(bundle_of(key.as_bytes()), key.as_bytes());
+    }
+}
+
+#[test]
+fn golden_templates() {
+    for (prefix, key, value, golden_key, golden_value) in [
+        (
+            "",
+            "web/{{ addr }}",
+            r#"{"PSM":{{ service|tojson }},"IP":{{ addr|tojson }}}"#,
+            "web/ADDR",
+            r#"{"PSM":"web","IP":"ADDR"}"#,
+        ),
+        (
+            "/rpcx/",
+            "/rpcx/web/tcp@{{ addr }}",
+            "weight={{ weight }}",
+            "/rpcx/web/tcp@ADDR",
+            "weight=100",
+        ),
+        (
+            "/service/default/default/",
+            "/service/default/default/web/latest/{{ addr }}",
+            r#"{"name":{{ service|tojson }},"metadata":{{ metadata|tojson }}}"#,
+            "/service/default/default/web/latest/ADDR",
+            r#"{"name":"web","metadata":{"version":"v1"}}"#,
+        ),
+        (
+            "",
+            "web/{{ pod }}.{{ family|lower }}",
+            r#"{"host":"{{ host }}","port":{{ port }}}"#,
+            "web/web-0.FAMILY",
+            r#"{"host":"HOST","port":8080}"#,
+        ),
+        (
+            "",
+            "{{ service }}/{{ cluster }}/{{ namespace }}/{{ addr|sha256 }}",
+            "{% for name in labels %}{{ name }}={{ labels[name] }};{% endfor %}{% if zone == 'eu-a' %}{{ addr }};{% endif %}{{ 'a/b ü'|urlencode }};{{ 'Web.rpc'|dns_label }};{{ 'Web'|dns_label }};{{ 'a.example.org'|reverse_dns }};{{ uid }} {{ node }} {{ port_name }} {{ protocol }} {{ scheme }} {{ ttl }}",
+            "web/east/shop/SHA",
+            "version=v1;ADDR;a%2Fb%20%C3%BC;9ae9a6f5f2f30e2b3ef5b0e3d4b1a6c7;web;org/example/a;0b9e... n1 http TCP http 60",
+        ),
+    ] {
+        for (ip, host_port) in [("10.1.2.3", "10.1.2.3:8080"), ("fd00::3", "[fd00::3]:8080")] {
+            let golden = |text: &str| {
+                text.replace("ADDR", host_port)
+                    .replace("HOST", ip)
+                    .replace("SHA", &sha256(host_port))
+                    .replace("FAMILY", if ip.contains(':') { "ipv6" } else { "ipv4" })
+                    .replace("9ae9a6f5f2f30e2b3ef5b0e3d4b1a6c7", &sha256("web.rpc")[..32])
+            };
+            assert_eq!(
+                written(&template(key, value), prefix, endpoint(ip)),
+                (golden(golden_key), golden(golden_value))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_template_is_bounded_and_stays_in_its_scope() {
+    let try_it = |key: &str, value: &str, json: bool| -> Result<Record, String> {
+        let source = template::Source {
+            key: key.into(),
+            value: value.into(),
+            json,
+            ttl: 60,
+            labels: vec!["version".into()],
+            annotations: Vec::new(),
+        };
+        Template::new(source)?.record(&Place { prefix: "/p/" }, &endpoint("10.1.2.3"))
+    };
+    let good = "/p/web/{{ addr }}";
+    assert!(try_it(good, "x", false).is_ok());
+    assert!(try_it(good, r#"{"a":1}"#, true).is_ok());
+    let long = "x".repeat(4_000);
+    let tojson = format!("{{{{ '\"'{} }}}}", "|tojson".repeat(34));
+    let concatenated = format!("{{{{ {} }}}}", vec!["metadata|tojson"; 200].join("~"));
+    let nested = "{% for a in metadata %}".repeat(3)
+        + &"{{ addr }}".repeat(7_000)
+        + &"{% endfor %}".repeat(3);
+    for (key, value, json, fragment) in [
+        ("/p/{{ addr }}", "x", false, "begin it with \"/p/web/\""),
+        ("/p/web2/{{ addr }}", "x", false, "begin it with"),
+        ("/p/web/", "{{ addr }}", false, "no segment that is empty"),
+        ("/p/web//{{ addr }}", "x", false, "no segment that is empty"),
+        ("/p/web/../{{ addr }}", "x", false, "`.` or `..`"),
+        ("/p/web/{{ addr }}/", "x", false, "no segment that is empty"),
+        ("/p/web/\n{{ addr }}", "x", false, "no control characters"),
+        ("/p/web/x", "x", false, "does not tell the address"),
+        ("/p/web/x", "{{ host }}", false, "does not tell the address"),
+        (
+            "/p/web/x",
+            "1.2.3.4:5 {{ addr }}",
+            false,
+            "before any other address",
+        ),
+        (good, "{{ nothing }}", false, "undefined value"),
+        (good, "{{ labels.other }}", false, "listed under `metadata`"),
+        (good, "{{ addr|upper }}", false, "unknown filter"),
+        (good, "{{ addr", false, "template.value can't be read"),
+        (good, "{{ addr }}", true, "gives no JSON"),
+        (good, "{% include 'x' %}", false, "is not one of templates"),
+        (good, "{% set a = addr %}", false, "is not one of templates"),
+        (
+            good,
+            "{%- with a = addr %}{% endwith %}",
+            false,
+            "is not one of templates",
+        ),
+        (
+            good,
+            "{% for a in [addr ~ addr] %}{% endfor %}",
+            false,
+            "is not one of templates",
+        ),
+        (
+            good,
+            "{% macro a() %}{% endmacro %}",
+            false,
+            "is not one of templates",
+        ),
+        (good, "{{ addr * 1000 }}", false, "write no `*`"),
+        (good, "{{ {'a': {}}.a ~ addr * 9 }}", false, "write no `*`"),
+        (
+            good,
+            "{{ '}}' ~ addr * 1000 ~ '{{' }}",
+            false,
+            "write no `*`",
+        ),
+        (
+            &format!("/p/web/{{{{ addr }}}}{long}"),
+            "x",
+            false,
+            "more than 1024 bytes",
+        ),
+        (good, &tojson, false, "too long a text"),
+        (good, &concatenated, false, "more than 256 characters"),
+        (
+            good,
+            &"{{ metadata|tojson }}".repeat(9_000),
+            false,
+            "template.value",
+        ),
+        (good, "{{ \"'\" ~ '}}' ~ addr * 9 }}", false, "write no `*`"),
+        (good, &nested, false, "template.value"),
+    ] {
+        let why = try_it(key, value, json).unwrap_err();
+        assert!(why.contains(fragment), "{key} {fragment}: {why}");
+        assert!(why.len() < 9_000, "{}", why.len());
+    }
+}
+
+#[test]
+fn a_record_of_any_template_tells_its_address_or_is_shown_as_it_is() {
+    let format = Format::Template(None);
+    for (key, value, socket) in [
+        ("web/10.1.2.3:80", "x", Some("10.1.2.3:80")),
+        ("web/tcp@[fd00::3]:80", "weight=1", Some("[fd00::3]:80")),
+        ("web/x", r#"{"IP":"10.1.2.3:80"}"#, Some("10.1.2.3:80")),
+        (
+            "web/x",
+            r#"{"port":80,"host":"fd00::3"}"#,
+            Some("[fd00::3]:80"),
+        ),
+        (
+            "web/x",
+            r#"{"Ip":"10.1.2.3","Port":"80"}"#,
+            Some("10.1.2.3:80"),
+        ),
+        ("web/x", "host=10.1.2.3&port=80", Some("10.1.2.3:80")),
+        ("web/x", "db.example:80", None),
+    ] {
+        let found = format.read("", key.as_bytes(), value.as_bytes()).unwrap();
+        assert_eq!(
+            found.socket.map(|socket| socket.to_string()).as_deref(),
+            socket
+        );
+        assert_eq!(found.address, socket.unwrap_or(value));
+        assert_eq!(found.service, "web");
+    }
+    for (key, value) in [
+        ("web", "10.1.2.3:80"),
+        ("web/", "10.1.2.3:80"),
+        ("web/x", "a b"),
+        ("web/x", ""),
+    ] {
+        assert!(
+            format.read("", key.as_bytes(), value.as_bytes()).is_err(),
+            "{key} {value}"
+        );
+    }
+    let place = Place { prefix: "" };
+    assert!(format.records(&place, &[endpoint("10.1.2.3")]).is_empty());
+}
+
+#[test]
 fn what_is_unknown_is_empty_in_json() {
     let bare = Endpoint {
         scheme: String::new(),
@@ -233,7 +672,11 @@ fn readers_take_what_others_write() {
 #[test]
 fn what_is_no_record_is_refused() {
     let (json, plain, grpc) = (Format::Json, Format::Plain, Format::Grpc);
-    let kitex = Format::Kitex;
+    let (kitex, kratos, micro) = (Format::Kitex, Format::Kratos, Format::GoMicro);
+    let (dns, traefik) = (
+        Format::SkyDns(SkyDns::default()),
+        Format::Traefik(Kind::Http),
+    );
     let good = br#"{"address":"10.1.2.3:80","host":"10.1.2.3","port":80}"#;
     for (format, key, value) in [
         (&json, &b"/s/shop/web/east/10.1.2.3:81"[..], &good[..]),
@@ -268,6 +711,80 @@ fn what_is_no_record_is_refused() {
         (&grpc, b"/s/web/x", br#"{"Op":0}"#),
         (&kitex, b"/s/web/x", b"10.1.2.3:80"),
         (&kitex, b"/s/web/x", b"null"),
+        (
+            &kratos,
+            b"/s/web/x",
+            br#"{"id":"x","name":"web","endpoints":[]}"#,
+        ),
+        (
+            &kratos,
+            b"/s/web/x",
+            br#"{"id":"x","name":"web","endpoints":["10.1.2.3:80"]}"#,
+        ),
+        (&kratos, b"/s/web/x", b"null"),
+        (
+            &kratos,
+            b"/s/web",
+            br#"{"endpoints":["http://10.1.2.3:80"]}"#,
+        ),
+        (
+            &dns,
+            b"/s/shop/web/_tcp/_http/east/web-0",
+            br#"{"host":"10.1.2.3","port":80}"#,
+        ),
+        (
+            &dns,
+            b"/s/shop/web/_tcp/_http/east/web-0/v6",
+            br#"{"host":"10.1.2.3","port":80}"#,
+        ),
+        (
+            &dns,
+            b"/s/shop/web/_tcp/_http/east/web-0/v4",
+            br#"{"host":"10.1.2.3","port":"80"}"#,
+        ),
+        (
+            &dns,
+            b"/s/shop/web/_tcp/http/east/web-0/v4",
+            br#"{"host":"10.1.2.3","port":80}"#,
+        ),
+        (
+            &dns,
+            b"/s/shop/web/_x/_http/east/web-0/v4",
+            br#"{"host":"10.1.2.3","port":80}"#,
+        ),
+        (&micro, b"/s/web/x", br#"{"name":"web","nodes":[]}"#),
+        (
+            &micro,
+            b"/s/web/x",
+            br#"{"name":"web","nodes":[{"id":"x","address":""}]}"#,
+        ),
+        (&micro, b"/s/web/x", b"null"),
+        (
+            &traefik,
+            b"/s/http/services/a.b.c/loadbalancer/servers/1/url",
+            b"10.1.2.3:80",
+        ),
+        (
+            &traefik,
+            b"/s/http/services/a.b.c/loadbalancer/servers/1/url",
+            b"http://",
+        ),
+        (
+            &traefik,
+            b"/s/tcp/services/a.b.c/loadbalancer/servers/1/address",
+            b"http://10.1.2.3:80",
+        ),
+        (
+            &traefik,
+            b"/s/sctp/services/a.b.c/loadbalancer/servers/1/address",
+            b"10.1.2.3:80",
+        ),
+        (&traefik, b"/s/http/routers/a.b.c/rule", b"x"),
+        (
+            &traefik,
+            b"/s/http/services/a.b.c/loadbalancer/servers/1/url/x",
+            b"http://10.1.2.3:80",
+        ),
         (
             &kitex,
             b"/s/web/x",
@@ -346,16 +863,62 @@ proptest! {
     #[test]
     fn reading_is_the_inverse_of_writing(endpoint in endpoints(), prefix in prefixes()) {
         for format in formats() {
+            let format = match format {
+                Format::Template(None) => {
+                    template(&format!("{prefix}{{{{ service }}}}/{{{{ cluster }}}}/{{{{ addr }}}}"), "{{ pod }}")
+                }
+                known => known,
+            };
             let place = Place { prefix: &prefix };
-            let record = format.records(&place, std::slice::from_ref(&endpoint)).pop().unwrap();
+            let records = format.records(&place, std::slice::from_ref(&endpoint));
             let scope = format.scope(&prefix, &endpoint.namespace, &endpoint.service);
-            prop_assert!(record.key.starts_with(&scope));
+            let keys: Vec<_> = records
+                .iter()
+                .map(|record| (record.key.clone(), record.targets.clone()))
+                .collect();
+            prop_assert_eq!(format.keys(&place, std::slice::from_ref(&endpoint)).unwrap(), keys);
+            for record in &records {
+                prop_assert!(record.key.starts_with(&scope), "{} {scope}", record.key);
+                prop_assert_eq!(&record.targets, &[endpoint.target]);
+            }
+            let record = &records[0];
             let found = format.read(&prefix, record.key.as_bytes(), &record.value).unwrap();
             prop_assert_eq!(&found.address, &endpoint.target.host_port());
             prop_assert_eq!(&found.service, &endpoint.service);
-            prop_assert!(found.holds(&endpoint.target));
-            let keys = format.keys(&place, std::slice::from_ref(&endpoint));
-            prop_assert_eq!(keys, [(record.key.clone(), record.targets.clone())]);
+            // A kind of Traefik's is for one protocol.
+            let protocol = match format {
+                Format::Traefik(Kind::Http | Kind::Tcp) => Protocol::Tcp,
+                Format::Traefik(Kind::Udp) => Protocol::Udp,
+                _ => endpoint.target.protocol,
+            };
+            let target = Target { protocol, ..endpoint.target };
+            prop_assert!(found.holds(&target));
+            let all = format.read_all(&prefix, record.key.as_bytes(), &record.value).unwrap();
+            prop_assert_eq!(all.as_slice(), std::slice::from_ref(&found));
+            for (told, is) in [
+                (&found.cluster, &endpoint.cluster),
+                (&found.namespace, &endpoint.namespace),
+                (&found.port_name, &endpoint.port_name),
+                (&found.scheme, &endpoint.scheme),
+                (&found.zone, &endpoint.zone),
+            ] {
+                prop_assert!(told.as_ref().is_none_or(|told| told == is), "{told:?} {is}");
+            }
+            match &format {
+                Format::SkyDns(_) => prop_assert_eq!(found.pod.as_deref(), Some(&*sky_dns::label(&endpoint.pod))),
+                _ => prop_assert!(found.pod.as_ref().is_none_or(|pod| *pod == endpoint.pod)),
+            }
+            prop_assert!(found.weight.is_none_or(|weight| weight == endpoint.weight));
+            if let Some(cluster) = format.cluster_of(&prefix, record.key.as_bytes()) {
+                prop_assert_eq!(cluster, &endpoint.cluster);
+                prop_assert_eq!(found.cluster.as_deref(), Some(cluster));
+            }
+            for beside in &records[1..] {
+                let lead = format.lead_of(beside.key.as_bytes());
+                prop_assert_eq!(lead.as_deref(), Some(record.key.as_bytes()));
+                prop_assert_eq!(bundle_of(beside.key.as_bytes()), bundle_of(record.key.as_bytes()));
+            }
+            prop_assert_eq!(Format::by_name(format.name()).map(|f| f.name()), Some(format.name()));
             if format == Format::Json {
                 prop_assert_eq!(format.cluster_of(&prefix, record.key.as_bytes()), Some(endpoint.cluster.as_str()));
                 prop_assert_eq!(found.endpoint(), Some(endpoint.clone()));
@@ -371,7 +934,9 @@ proptest! {
                 for key in [&key, &below] {
                     let _ = format.cluster_of(prefix, key);
                     let _ = format.read(prefix, key, &value);
-                    let _ = format.read(prefix, key, text.as_bytes());
+                    let _ = format.read_all(prefix, key, text.as_bytes());
+                    let _ = format.lead_of(key);
+                    let _ = bundle_of(key);
                 }
             }
         }
@@ -382,13 +947,13 @@ proptest! {
     fn reading_never_panics_on_damaged_records(
         endpoint in endpoints(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
     ) {
-        for format in formats() {
+        for format in formats().into_iter().filter(|format| *format != Format::Template(None)) {
             let place = Place { prefix: "/s/" };
-            let record = format.records(&place, std::slice::from_ref(&endpoint)).pop().unwrap();
+            let record = format.records(&place, std::slice::from_ref(&endpoint)).swap_remove(0);
             let mut value = record.value.clone();
             let place = at.index(value.len());
             value[place] = byte;
-            let _ = format.read("/s/", record.key.as_bytes(), &value);
+            let _ = format.read_all("/s/", record.key.as_bytes(), &value);
             let mut key = record.key.into_bytes();
             let place = at.index(key.len());
             key[place] = byte;

@@ -534,13 +534,16 @@ impl Index {
         if member.beyond.is_some() {
             return (member, None);
         }
-        match self.endpoints(accepted, pod, self.zone(pod), None) {
-            Ok(found) => {
+        let place = Place {
+            prefix: &accepted.prefix,
+        };
+        let keys = self
+            .endpoints(accepted, pod, self.zone(pod), None)
+            .and_then(|found| accepted.format.keys(&place, &found));
+        match keys {
+            Ok(keys) => {
                 member.one_each = true;
-                let place = Place {
-                    prefix: &accepted.prefix,
-                };
-                for (key, targets) in accepted.format.keys(&place, &found) {
+                for (key, targets) in keys {
                     member.keys.push(key.as_bytes().into());
                     member.one_each &= targets.len() == 1;
                     for target in targets {

@@ -71,6 +71,8 @@ pub struct Mirror {
     ahead: HashMap<Key, Revision>,
     leases: Leases,
     sockets: HashMap<Socket, SmallVec<[Key; 1]>>,
+    /// What else a record stands for, beside its first address: few formats have such records.
+    more_sockets: HashMap<Key, Vec<Socket>>,
     /// The records on a lease of which it is not known that they are ours, or what they stand for: the key
     /// of the lease may still tell it.
     untold: HashMap<LeaseId, BTreeSet<Key>>,
@@ -90,6 +92,7 @@ impl Mirror {
             ahead: HashMap::default(),
             leases: Leases::default(),
             sockets: HashMap::default(),
+            more_sockets: HashMap::default(),
             untold: HashMap::default(),
             pods: HashMap::default(),
             ranges: BTreeMap::new(),
@@ -488,12 +491,21 @@ impl Mirror {
         if let Some((_, _, _, Some(socket))) = before {
             self.unlink(&socket, key);
         }
+        for socket in self.more_sockets.remove(key).into_iter().flatten() {
+            self.unlink(&socket, key);
+            changed.push(Changed {
+                key: Arc::clone(key),
+                before: Some(socket),
+                read,
+            });
+        }
         if key.starts_with(self.leases_prefix.as_bytes()) {
             self.set_slot(key, changed);
         } else {
             let after = self.records.get(&**key).map(|record| record.lease);
             self.count(before.map(|b| b.0), after);
             self.link(key, made.and_then(|made| made.socket));
+            self.link_more(key, read, changed);
             self.note_untold(key, before.map(|b| b.0));
         }
     }
@@ -528,7 +540,12 @@ impl Mirror {
         else {
             return;
         };
-        let socket = known.or_else(|| socket_of(&name, key, &record.value));
+        let socket = known
+            .or_else(|| socket_of(&name, key, &record.value))
+            .or_else(|| {
+                let lead = Format::by_name(&name.format)?.lead_of(key)?;
+                self.records.get(&*lead)?.socket
+            });
         if let Some(record) = self.records.get_mut(&**key) {
             record.socket = socket;
         }
@@ -537,6 +554,47 @@ impl Mirror {
                 .entry(socket)
                 .or_default()
                 .push(Arc::clone(key));
+        }
+    }
+
+    /// Notes what else one of our records stands for, beside its first address.
+    fn link_more(&mut self, key: &Key, read: bool, changed: &mut Vec<Changed>) {
+        let Some(record) = self.records.get(&**key).filter(|record| record.ours) else {
+            return;
+        };
+        let name = self
+            .leases
+            .get(record.lease)
+            .and_then(|lease| lease.name.as_ref());
+        let Some((name, format)) = name
+            .and_then(|name| Some((name, Format::by_name(&name.format)?)))
+            .filter(|(_, format)| format.holds_several())
+        else {
+            return;
+        };
+        let Ok(found) = format.read_all(&name.prefix, key, &record.value) else {
+            return;
+        };
+        let mut more: Vec<Socket> = Vec::new();
+        for socket in found.iter().filter_map(|found| found.socket) {
+            let socket = (socket.ip(), socket.port());
+            if record.socket != Some(socket) && !more.contains(&socket) {
+                more.push(socket);
+            }
+        }
+        for socket in &more {
+            self.sockets
+                .entry(*socket)
+                .or_default()
+                .push(Arc::clone(key));
+            changed.push(Changed {
+                key: Arc::clone(key),
+                before: Some(*socket),
+                read,
+            });
+        }
+        if !more.is_empty() {
+            self.more_sockets.insert(Arc::clone(key), more);
         }
     }
 
@@ -606,6 +664,7 @@ impl Mirror {
             let before = record.socket;
             if before.is_none() {
                 self.link(&record_key, None);
+                self.link_more(&record_key, true, changed);
             }
             self.note_untold(&record_key, Some(id));
             changed.push(Changed {

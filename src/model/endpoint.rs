@@ -29,6 +29,16 @@ impl Protocol {
         }
     }
 
+    /// `tcp`, `udp` or `sctp`, as Go's `net` and DNS have it.
+    #[must_use]
+    pub fn lower(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
     /// The inverse of [`Protocol::as_str`]; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

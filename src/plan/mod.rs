@@ -184,17 +184,24 @@ fn known_zone(index: &Index, claim: Claim, slot: &SlotName, key: &[u8], record: 
     if !index.zone(pod).is_empty() {
         return String::new();
     }
-    read_uid_and_zone(slot, key, &record.value)
-        .filter(|(uid, _)| *uid == index.pods().uid_text(pod.uid))
-        .map(|(_, zone)| zone)
+    let found = Format::by_name(&slot.format)
+        .and_then(|format| format.read(&slot.prefix, key, &record.value).ok());
+    found
+        .filter(|found| match &found.uid {
+            Some(uid) => *uid == index.pods().uid_text(pod.uid),
+            // Without a UID it is known by its name and address.
+            None => {
+                found.pod.as_deref() == Some(&*pod.name)
+                    && index.targets_at(claim, key).iter().any(|t| found.holds(t))
+            }
+        })
+        .and_then(|found| found.zone)
         .unwrap_or_default()
 }
 
-fn read_uid_and_zone(slot: &SlotName, key: &[u8], value: &[u8]) -> Option<(String, String)> {
-    let found = Format::by_name(&slot.format)?
-        .read(&slot.prefix, key, value)
-        .ok()?;
-    Some((found.uid?, found.zone.unwrap_or_default()))
+fn read_uid(slot: &SlotName, key: &[u8], value: &[u8]) -> Option<String> {
+    let format = Format::by_name(&slot.format).filter(Format::names_pod)?;
+    format.read(&slot.prefix, key, value).ok()?.uid
 }
 
 /// Whether no other record of this cluster holds the target for another pod.
@@ -219,10 +226,10 @@ fn address_is_free(
                 .and_then(|lease| lease.name.as_ref())
                 .and_then(|slot| {
                     Format::by_name(&slot.format)?
-                        .read(&slot.prefix, other, &record.value)
+                        .read_all(&slot.prefix, other, &record.value)
                         .ok()
                 })
-                .is_some_and(|found| !found.holds(target))
+                .is_some_and(|found| !found.iter().any(|found| found.holds(target)))
                 || is_wanted_for_others(index, other, record, target);
             other_protocol
                 || pod_of(index, mirror, other, record).is_some_and(|pod| pod == claim.pod)
@@ -258,8 +265,8 @@ fn uid_of(
     key: &[u8],
     record: &Record,
 ) -> Option<Uid> {
-    read_uid_and_zone(slot, key, &record.value)
-        .map(|(uid, _)| index.pods().uid(&uid))
+    read_uid(slot, key, &record.value)
+        .map(|uid| index.pods().uid(&uid))
         .or_else(|| mirror.pod_at(key))
 }
 

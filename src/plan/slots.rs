@@ -32,12 +32,14 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// A lease of this term with room for one more record, which is now reserved on it.
+    /// A lease of this term with room for one more record; so many are now reserved on it. (What goes together
+    /// stays together: the last lease may get more than it has room for.)
     pub fn take(
         &mut self,
         mirror: &Mirror,
         name: &Arc<SlotName>,
         capacity: u32,
+        records: u32,
     ) -> Option<LeaseId> {
         let usable = self.usable.get_mut(name)?;
         let places = (usable.last..usable.ids.len()).chain(0..usable.last.min(usable.ids.len()));
@@ -48,7 +50,14 @@ impl Slots {
                 standing + self.reserved.get(id).copied().unwrap_or(0) < capacity
             })?;
         usable.last = place;
-        *self.reserved.entry(id).or_default() += 1;
+        *self.reserved.entry(id).or_default() += records;
+        Some(id)
+    }
+
+    /// This lease, if it is one of this term for the slot; so many records are now reserved on it.
+    pub fn take_on(&mut self, id: LeaseId, name: &Arc<SlotName>, records: u32) -> Option<LeaseId> {
+        self.usable.get(name)?.ids.iter().find(|own| **own == id)?;
+        *self.reserved.entry(id).or_default() += records;
         Some(id)
     }
 

@@ -12,6 +12,7 @@ use crate::api::{
     ClusterCount, EndpointStatus, MAX_STATUS_ENDPOINTS, PodCounts, ServiceRegistrationStatus,
 };
 use crate::engine::etcd::{Key, LeaseId, Refusal};
+use crate::format::Format;
 use crate::index::Index;
 use crate::index::registrations::{RegistrationId, Standing, StoredRegistration};
 use crate::mirror::Mirror;
@@ -52,8 +53,8 @@ pub struct Facts<'a> {
     pub no_space: bool,
     /// Records of the namespace that wait because it has put too many of late.
     pub slowed_down: usize,
-    /// Endpoints that are held although their pods went, and when the last hold ends, in seconds since 1970.
-    pub held: Option<(usize, i64)>,
+    /// Keys that are held although their pods went, and when the last hold ends, in seconds since 1970.
+    pub held: Option<(u32, i64)>,
     /// The conditions that were there before, for the times of their last changes.
     pub before: &'a [Condition],
 }
@@ -311,6 +312,7 @@ fn ready(
         };
     }
     if let Some((held, until)) = facts.held {
+        let held = accepted.format.endpoints_of(held, accepted.ports.len());
         return no(
             reason::REMOVALS_HELD,
             format!(
@@ -397,10 +399,10 @@ fn missing(index: &Index, mirror: &Mirror, id: RegistrationId, facts: &Facts<'_>
 
 /// Endpoints of this cluster, confirmed by a read from etcd.
 fn registered(mirror: &Mirror, stored: &StoredRegistration, facts: &Facts<'_>) -> i64 {
-    let served = stored.serving().is_some_and(|accepted| !accepted.suspend);
-    if served {
+    if let Some(accepted) = stored.serving().filter(|accepted| !accepted.suspend) {
         let held = facts.held.map_or(0, |(held, _)| held);
-        return i64::from(facts.registered) + i64::try_from(held).unwrap_or(0);
+        let keys = facts.registered.saturating_add(held);
+        return i64::from(accepted.format.endpoints_of(keys, accepted.ports.len()));
     }
     // What is merely kept is what was read on its leases.
     let (leases, scopes): (BTreeSet<LeaseId>, BTreeSet<&str>) = mirror
@@ -418,7 +420,32 @@ fn registered(mirror: &Mirror, stored: &StoredRegistration, facts: &Facts<'_>) -
         .filter(|(_, record)| record.read && leases.contains(&record.lease))
         .map(|(key, _)| key)
         .collect();
-    i64::try_from(keys.len()).unwrap_or(i64::MAX)
+    let count: usize = keys.into_iter().map(|key| endpoints_at(mirror, key)).sum();
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// How many endpoints a record of ours stands for: one where it can't be read.
+fn endpoints_at(mirror: &Mirror, key: &Key) -> usize {
+    let Some(record) = mirror.get(key) else {
+        return 0;
+    };
+    let slot = mirror
+        .leases()
+        .get(record.lease)
+        .and_then(|lease| lease.name.as_ref());
+    let Some((slot, format)) = slot.and_then(|slot| Some((slot, Format::by_name(&slot.format)?)))
+    else {
+        return 1;
+    };
+    if format.lead_of(key).is_some() {
+        return 0;
+    }
+    if !format.holds_several() {
+        return 1;
+    }
+    format
+        .read_all(&slot.prefix, key, &record.value)
+        .map_or(1, |found| found.len())
 }
 
 /// What is served, or was accepted last.
@@ -452,17 +479,26 @@ fn discovered(
         let listed = endpoints.len() < MAX_STATUS_ENDPOINTS;
         let by_key = accepted.format.cluster_of(&accepted.prefix, key);
         // Values are only parsed where they are shown, or where the key does not tell enough.
-        if listed || by_key.is_none() {
-            let Ok(found) = accepted.format.read(&accepted.prefix, key, &record.value) else {
+        if listed || by_key.is_none() || accepted.format.holds_several() {
+            let Ok(found) = accepted
+                .format
+                .read_all(&accepted.prefix, key, &record.value)
+            else {
                 continue;
             };
-            let cluster = found
-                .cluster
-                .or_else(|| record.ours.then(|| own_cluster.to_owned()));
-            if let Some(cluster) = &cluster {
-                *clusters.entry(cluster.clone()).or_default() += 1;
-            }
-            if listed {
+            // A scope of Traefik may hold services whose names go on behind a dot.
+            let found = found.into_iter().filter(|f| f.service == accepted.service);
+            for found in found {
+                let cluster = found
+                    .cluster
+                    .or_else(|| record.ours.then(|| own_cluster.to_owned()));
+                if let Some(cluster) = &cluster {
+                    *clusters.entry(cluster.clone()).or_default() += 1;
+                }
+                count += 1;
+                if endpoints.len() == MAX_STATUS_ENDPOINTS {
+                    continue;
+                }
                 let told = |text: Option<String>| {
                     text.map_or_else(String::new, |text| shortened(&text, MAX_TOLD))
                 };
@@ -488,8 +524,8 @@ fn discovered(
                     clusters.insert(cluster.to_owned(), 1);
                 }
             }
+            count += 1;
         }
-        count += 1;
     }
     let clusters = clusters
         .into_iter()

@@ -252,7 +252,10 @@ pub(crate) fn registration(name: &str, type_: FormatType, prefix: Option<&str>) 
             name: "http".into(),
             ..Port::default()
         }],
-        format: FormatSpec { type_ },
+        format: FormatSpec {
+            type_,
+            ..FormatSpec::default()
+        },
         prefix: prefix.map(str::to_owned),
         ..ServiceRegistrationSpec::default()
     };
@@ -457,7 +460,10 @@ fn set_format(world: &mut World, spec: &mut ServiceRegistrationSpec) {
             FormatType::Grpc,
         ],
     );
-    spec.format = FormatSpec { type_ };
+    spec.format = FormatSpec {
+        type_,
+        ..FormatSpec::default()
+    };
     set_prefix(world, spec);
 }
 

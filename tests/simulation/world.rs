@@ -2069,7 +2069,11 @@ impl World {
     /// The oldest such request of a process that was held back reaches etcd.
     pub(crate) fn let_go(&mut self, process: usize, kind: Kind) {
         let which = |sent: &Sent| sent.process == process && kind(&sent.request);
-        let at = self.held_back.iter().position(which).expect("one is held back");
+        let at = self
+            .held_back
+            .iter()
+            .position(which)
+            .expect("one is held back");
         let sent = self.held_back.remove(at);
         self.under_way += 1;
         self.apply(sent);
