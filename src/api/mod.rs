@@ -125,7 +125,7 @@ pub const MAX_STATUS_ENDPOINTS: usize = 100;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.prefix) || self.prefix != '' || self.format.type != 'Json'")
-        .message("format Json needs a prefix that ends with a slash, for example `/services/`; only Plain and Grpc can do without")
+        .message("format Json needs a prefix that ends with a slash, for example `/services/`; only Plain, Grpc and Template can do without")
         .field_path(".prefix"),
     validation = Rule::new("!has(self.prefix) || !self.prefix.startsWith('/') || self.format.type != 'Grpc'")
         .message("format Grpc takes no leading slash, because gRPC clients dial etcd:///{prefix}{service}: write for example `grpc/`, or nothing")

@@ -255,7 +255,7 @@ impl Format {
     pub fn check_prefix(&self, prefix: &str) -> Result<(), &'static str> {
         match self {
             Self::Json if prefix.is_empty() => Err(
-                "format Json needs a prefix that ends with a slash, for example `/services/`; only Plain and Grpc can do without",
+                "format Json needs a prefix that ends with a slash, for example `/services/`; only Plain, Grpc and Template can do without",
             ),
             Self::Grpc if prefix.starts_with('/') => Err(
                 "format Grpc takes no leading slash, because gRPC clients dial etcd:///{prefix}{service}: write for example `grpc/`, or nothing",

@@ -827,6 +827,52 @@ fn label() -> impl Strategy<Value = String> {
     "[a-z0-9]([-a-z0-9]{0,8}[a-z0-9])?"
 }
 
+/// What a template may be made of, valid or not.
+fn template_text() -> impl Strategy<Value = String> {
+    let part = proptest::sample::select(vec![
+        "{{",
+        "}}",
+        "{{ addr }}",
+        "{{ metadata|tojson }}",
+        "{%",
+        "%}",
+        "{% if zone %}",
+        "{% endif %}",
+        "{% for a in metadata %}",
+        "{% endfor %}",
+        "{{ a }}",
+        "{#",
+        "#}",
+        "'",
+        "\"",
+        "\\",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "|tojson",
+        "|urlencode",
+        "|dns_label",
+        "|reverse_dns",
+        "|sha256",
+        "|lower",
+        "~",
+        "*",
+        "-",
+        " addr ",
+        " pod ",
+        "/",
+        "..",
+        "1",
+        " in ",
+        "not ",
+        "x",
+    ]);
+    proptest::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
+}
+
 prop_compose! {
     fn endpoints()(
         ip in prop_oneof![
@@ -923,6 +969,26 @@ proptest! {
                 prop_assert_eq!(format.cluster_of(&prefix, record.key.as_bytes()), Some(endpoint.cluster.as_str()));
                 prop_assert_eq!(found.endpoint(), Some(endpoint.clone()));
             }
+        }
+    }
+
+    /// Whatever a tenant writes for a template: it ends, and what it gives keeps to the rules.
+    #[test]
+    fn templates_never_panic_and_stay_within_their_bounds(
+        key in template_text(), value in template_text(), json in any::<bool>(), endpoint in endpoints(),
+    ) {
+        let source = template::Source {
+            key: format!("web/{key}"), value, json, ttl: 60, labels: Vec::new(), annotations: Vec::new(),
+        };
+        let Ok(template) = Template::new(source) else { return Ok(()) };
+        let endpoint = Endpoint { service: "web".into(), ..endpoint };
+        let format = Format::Template(Some(template));
+        for record in format.records(&Place { prefix: "" }, std::slice::from_ref(&endpoint)) {
+            prop_assert!(record.key.starts_with("web/") && record.key.len() <= 1_024);
+            prop_assert!(!record.key.contains("//") && !record.key.ends_with('/'));
+            prop_assert!(record.value.len() <= 65_536);
+            let found = format.read("", record.key.as_bytes(), &record.value).unwrap();
+            prop_assert!(found.holds(&endpoint.target));
         }
     }
 

@@ -885,6 +885,81 @@ mod tests {
         }
     }
 
+    /// A slot of another format, and its scope as a range that is followed.
+    fn other_slot(mirror: &mut Mirror, format: &str, prefix: &str, scope: &str) -> Range {
+        let (own, range) = (
+            Range::prefix(b"/registrar/east/"),
+            Range::prefix(scope.as_bytes()),
+        );
+        mirror.follow(&[own.clone(), range.clone()], &mut Vec::new());
+        let name = SlotName {
+            registration: "shop/web".into(),
+            scope: scope.into(),
+            ttl: 60,
+            format: format.into(),
+            prefix: prefix.into(),
+            service: "web".into(),
+        };
+        let found = KeyValue {
+            value: serde_json::to_vec(&name).unwrap().into(),
+            ..slot(4)
+        };
+        snapshot(mirror, &own, 5, vec![found]);
+        range
+    }
+
+    #[test]
+    fn a_record_of_several_endpoints_is_known_at_the_address_of_each() {
+        for slot_first in [true, false] {
+            let (mut mirror, _, _) = mirror();
+            let record = KeyValue {
+                value: br#"{"id":"x","endpoints":["http://10.1.2.3:80","grpc://10.1.2.3:90"]}"#
+                    .as_slice()
+                    .into(),
+                ..kv("/microservices/web/x", 7, 4, 4)
+            };
+            let scope = "/microservices/web/";
+            let prefix = "/microservices/";
+            let range = Range::prefix(scope.as_bytes());
+            if slot_first {
+                other_slot(&mut mirror, "Kratos", prefix, scope);
+                snapshot(&mut mirror, &range, 5, vec![record]);
+            } else {
+                mirror.follow(std::slice::from_ref(&range), &mut Vec::new());
+                snapshot(&mut mirror, &range, 5, vec![record]);
+                other_slot(&mut mirror, "Kratos", prefix, scope);
+            }
+            let sockets = [80, 90].map(|port| ([10, 1, 2, 3].into(), port));
+            let at = key("/microservices/web/x");
+            for socket in &sockets {
+                assert_eq!(mirror.keys_at(socket), std::slice::from_ref(&at));
+            }
+            // Whoever waits for one of the addresses is told that it is free.
+            let mut changed = Vec::new();
+            mirror.events(&range, 8, vec![Event::Delete(at, 8)], &mut changed);
+            for socket in &sockets {
+                assert!(mirror.keys_at(socket).is_empty());
+                assert!(changed.iter().any(|c| c.before == Some(*socket)));
+            }
+            assert!(mirror.more_sockets.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_stands_beside_an_address_stands_for_it_too() {
+        let (mut mirror, _, _) = mirror();
+        let scope = "traefik/http/services/shop.web.";
+        let range = other_slot(&mut mirror, "Traefik", "traefik/", scope);
+        let server = format!("{scope}http/loadbalancer/servers/1/");
+        let member = |name: &str, value: &str| KeyValue {
+            value: value.as_bytes().into(),
+            ..kv(&format!("{server}{name}"), 7, 4, 4)
+        };
+        let members = vec![member("url", "http://10.1.2.3:80"), member("weight", "100")];
+        snapshot(&mut mirror, &range, 5, members);
+        assert_eq!(mirror.keys_at(&([10, 1, 2, 3].into(), 80)).len(), 2);
+    }
+
     #[test]
     fn a_record_stays_ours_whatever_is_done_to_it_until_it_comes_into_being_anew() {
         let (mut mirror, own, scope) = mirror();
