@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::format::{Bundle, Format, Rules, bundle_of};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Made};
@@ -37,6 +39,9 @@ const NO_SPACE_MICROS: u64 = 1_000_000;
 const EMPTY_MICROS: u64 = 10_000_000;
 /// The most leases that are asked for at once; etcd takes each through its log.
 const REVOKES_AT_ONCE: usize = 32;
+
+/// What goes in one transaction and on one lease: mostly one key.
+type Group = SmallVec<[(Key, Due); 1]>;
 
 impl Engine {
     /// Sends what can be sent.
@@ -120,7 +125,7 @@ impl Engine {
             let (group, beside) = if bundle == Bundle::Together {
                 self.group(key, due, removals_only)
             } else {
-                (vec![(key, due)], None)
+                (smallvec![(key, due)], None)
             };
             if let Err(slot) =
                 self.add_to_batch(group, beside, &mut batch, &mut lease_keys, &mut bytes)
@@ -155,7 +160,7 @@ impl Engine {
     /// the keys wait for it.
     fn add_to_batch(
         &mut self,
-        group: Vec<(Key, Due)>,
+        group: Group,
         beside: Option<LeaseId>,
         batch: &mut Vec<Change>,
         lease_keys: &mut BTreeSet<LeaseId>,
@@ -240,12 +245,7 @@ impl Engine {
 
     /// What goes together with a key, and the lease where a part of it stands right already. Nothing, if a part
     /// of it can't go now: that part brings the others when it can.
-    fn group(
-        &mut self,
-        key: Key,
-        due: Due,
-        removals_only: bool,
-    ) -> (Vec<(Key, Due)>, Option<LeaseId>) {
+    fn group(&mut self, key: Key, due: Due, removals_only: bool) -> (Group, Option<LeaseId>) {
         let mut keys: Vec<Key> = vec![Arc::clone(&key)];
         let prefix = [bundle_of(&key), b"/"].concat();
         let standing = self.mirror.below(&prefix).map(|(other, _)| other);
@@ -262,7 +262,7 @@ impl Engine {
             Due::Put(put) => Format::by_name(&put.slot.format).and_then(|f| f.lead_of(&key)),
             _ => None,
         };
-        let mut found = vec![(key, due)];
+        let mut found: Group = smallvec![(key, due)];
         let mut right = Vec::new();
         for other in keys {
             let Some((first, _)) = found.first() else {
@@ -280,10 +280,10 @@ impl Engine {
                         }
                         found.push((other, due));
                     }
-                    _ => return (Vec::new(), None),
+                    _ => return (Group::new(), None),
                 },
                 // Nothing stands beside an address that does not stand there.
-                _ if lead.as_deref() == Some(&*other) => return (Vec::new(), None),
+                _ if lead.as_deref() == Some(&*other) => return (Group::new(), None),
                 // What others wrote there, or nobody wants, is no part of it.
                 _ => {}
             }
