@@ -123,7 +123,14 @@ async fn follow(
     let mut kv = etcd.kv_client();
     let mut registered: HashMap<Box<str>, bool> = HashMap::new();
     let mut fence = Fenced::new(&mut kv, FENCE, lease).await?;
+    // A floor that ran before may have left its records.
+    let left = kv
+        .get(prefix, Some(GetOptions::new().with_prefix()))
+        .await?;
     let mut revisions: HashMap<String, i64> = HashMap::new();
+    for record in left.kvs() {
+        revisions.insert(record.key_str()?.to_owned(), record.mod_revision());
+    }
     let mut line = Vec::new();
     loop {
         line.clear();
