@@ -34,7 +34,7 @@ use crate::index::{Index, Touched};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Mirror};
 use crate::model::maps::{HashMap, HashSet};
-use crate::model::pod::Pod;
+use crate::model::pod::{Node, Pod};
 use crate::plan::ranges::ranges;
 use crate::plan::slots::Slots;
 
@@ -160,9 +160,11 @@ pub struct Engine {
     index: Index,
     mirror: Mirror,
     kube: KubeView,
-    /// Objects that a new list named and that were not known, or not so: they count once it is complete.
+    /// Objects that a new list named and that were not known, or not so, and all of its nodes: they count once it is
+    /// complete.
     listed_pods: Vec<Pod>,
     listed_registrations: Vec<Registration>,
+    listed_nodes: Vec<Node>,
     uid: Option<String>,
     keys: OwnKeys,
     session: Session,
@@ -239,6 +241,7 @@ impl Engine {
             kube: KubeView::default(),
             listed_pods: Vec::new(),
             listed_registrations: Vec::new(),
+            listed_nodes: Vec::new(),
             uid: None,
             role: Role::Standby,
             life: Life::Running,
@@ -489,7 +492,7 @@ impl Engine {
         match resource {
             Resource::Pods => self.listed_pods.clear(),
             Resource::Registrations => self.listed_registrations.clear(),
-            Resource::Nodes => {}
+            Resource::Nodes => self.listed_nodes.clear(),
         }
     }
 
@@ -515,8 +518,12 @@ impl Engine {
                     .apply_pod(pod, self.kube.pods.older_too, &mut touched);
             }
             Object::Node(node) => {
-                if self.kube.nodes.listing.is_none() {
-                    self.kube.nodes.advance(node.resource_version);
+                let watch = &mut self.kube.nodes;
+                if watch.listing.is_none() {
+                    watch.advance(node.resource_version);
+                } else if watch.complete {
+                    self.listed_nodes.push(node);
+                    return;
                 }
                 self.index.apply_node(node, &mut touched);
             }
@@ -555,6 +562,7 @@ impl Engine {
             }
             Object::Node(node) => {
                 self.kube.nodes.advance(node.resource_version);
+                self.listed_nodes.retain(|listed| listed.name != node.name);
                 self.index.delete_node(&node.name, &mut touched);
             }
             Object::Registration(object) => {
@@ -601,7 +609,12 @@ impl Engine {
                 }
                 self.index.end_pods(epoch, &mut touched);
             }
-            Resource::Nodes => self.index.end_nodes(epoch, &mut touched),
+            Resource::Nodes => {
+                for node in std::mem::take(&mut self.listed_nodes) {
+                    self.index.apply_node(node, &mut touched);
+                }
+                self.index.end_nodes(epoch, &mut touched);
+            }
             Resource::Registrations => {
                 for object in std::mem::take(&mut self.listed_registrations) {
                     self.index

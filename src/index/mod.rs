@@ -874,7 +874,8 @@ impl Index {
 
     // === what changes it: registrations ===
 
-    /// A registration was listed, added or modified.
+    /// A registration was listed, added or modified. One that is older than what is known is ignored, unless
+    /// `older_too`; also an earlier one of the same name that was deleted since.
     pub fn apply_registration(
         &mut self,
         object: Registration,
@@ -886,20 +887,23 @@ impl Index {
             self.delete_registration(&full_name, &object.uid, touched);
             return;
         }
-        if let Some(id) = self.by_name.get(&*full_name).copied() {
-            let known_uid = self
-                .registration(id)
-                .map(|r| r.uid.clone())
-                .unwrap_or_default();
-            if known_uid != object.uid {
+        let epoch = self.epoch;
+        let known = self.by_name.get(&*full_name).copied();
+        if let Some(stored) = known.and_then(|id| self.registrations.get_mut(id as usize)?.as_mut())
+        {
+            stored.epoch = epoch;
+            if object.resource_version < stored.resource_version && !older_too {
+                return;
+            }
+            if stored.uid != object.uid {
                 // Deleted and made anew while we did not look.
+                let known_uid = stored.uid.clone();
                 self.delete_registration(&full_name, &known_uid, touched);
             }
         }
         let spec = object.spec.map(Box::new);
         let status = object.status.map(Box::new);
         if let Some(id) = self.by_name.get(&*full_name).copied() {
-            let epoch = self.epoch;
             let Some(stored) = self
                 .registrations
                 .get_mut(id as usize)
@@ -907,10 +911,6 @@ impl Index {
             else {
                 return;
             };
-            stored.epoch = epoch;
-            if object.resource_version < stored.resource_version && !older_too {
-                return;
-            }
             stored.resource_version = object.resource_version;
             touched.statuses.push((id, status));
             touched.registrations.insert(id);
