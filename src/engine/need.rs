@@ -254,8 +254,14 @@ impl Engine {
 
     /// Notes whose a record is that does not say so; says whether it was another pod's before.
     fn note_whose(&mut self, key: &Key, need: &Need) -> bool {
-        if let Need::Right(claim) = need
-            && let Some(stamp) = self.index.stamp(*claim)
+        let claim = match need {
+            Need::Right(claim) => Some(*claim),
+            // As right, but that the key of its lease was not read yet, or is to be put back.
+            Need::LeaseKey(..) => self.index.winner(key).map(|(claim, _)| claim),
+            _ => None,
+        };
+        if let Some(claim) = claim
+            && let Some(stamp) = self.index.stamp(claim)
             && let Some((at, made_for)) = self.mirror.get(key).map(|r| (r.mod_revision, r.made_for))
             && made_for != stamp
         {

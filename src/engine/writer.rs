@@ -881,10 +881,38 @@ impl Engine {
     /// The outcome of these changes is known: their keys are looked at again.
     fn landed(&mut self, batch: Vec<Change>) {
         self.settle(&batch);
+        self.note_whose_stands(&batch);
         for change in &batch {
             self.look(&change.key, None);
         }
         self.look_beside(&batch);
+    }
+
+    /// What was put after all is the record of its pod: where the value does not say so, nothing else tells once
+    /// nobody wants the key any more.
+    fn note_whose_stands(&mut self, batch: &[Change]) {
+        for change in batch {
+            let Write::Put {
+                lease,
+                slot,
+                value,
+                uid,
+                ..
+            } = &change.write
+            else {
+                continue;
+            };
+            let standing = self.mirror.get(&change.key).filter(|record| {
+                record.mod_revision > change.planned_at
+                    && record.lease == *lease
+                    && *record.value == **value
+            });
+            if let Some(at) = standing.map(|record| record.mod_revision)
+                && Format::by_name(&slot.format).is_some_and(|format| !format.names_pod())
+            {
+                self.mirror.note_pod(&change.key, at, *uid);
+            }
+        }
     }
 
     /// Nothing is in flight any more at these keys.
