@@ -15,7 +15,7 @@ use crate::index::registrations::RegistrationId;
 use crate::index::{Touched, Unready};
 use crate::model::endpoint::Target;
 use crate::model::maps::HashMap;
-use crate::plan::{Need, need};
+use crate::plan::{Need, is_in_the_way, named_pod, need};
 
 use super::Engine;
 use super::etcd::Key;
@@ -270,7 +270,7 @@ impl Engine {
         if rule.hold_seconds > 0 {
             let until = self.now.monotonic + hold_micros(rule);
             for key in &unready.keys {
-                if self.stands_for(key, unready.registration) {
+                if self.stands_for(key, unready.registration, unready.uid) {
                     self.guard.hold(unready.registration, unready.uid, key);
                     self.at(until, Key::clone(key));
                 }
@@ -283,8 +283,12 @@ impl Engine {
         }
     }
 
-    /// Whether the record at a key is one of a registration.
-    fn stands_for(&self, key: &Key, id: RegistrationId) -> bool {
+    /// Whether the record at a key is one of a registration, and of no other pod: that of the one that had the address
+    /// before may stand there still.
+    fn stands_for(&self, key: &Key, id: RegistrationId, uid: Uid) -> bool {
+        if named_pod(&self.index, &self.mirror, key).is_some_and(|named| named != uid) {
+            return false;
+        }
         let lease = self.mirror.get(key).filter(|r| r.ours).map(|r| r.lease);
         let lease = lease.and_then(|lease| self.mirror.leases().get(lease));
         let name = lease.and_then(|lease| lease.name.as_ref());
@@ -331,8 +335,8 @@ impl Engine {
         need
     }
 
-    /// Whether a record that nobody wants stays for a while: its pod is there and selected, has its address, and went
-    /// with too many others.
+    /// Whether a record that nobody wants stays for a while: its pod is there and selected, has its address to itself,
+    /// and went with too many others.
     fn is_held(&self, key: &Key) -> bool {
         let Some(held) = self.guard.at(key) else {
             return false;
@@ -346,7 +350,8 @@ impl Engine {
             && stored.serving().is_some()
             && self.index.winner(key).is_none()
             && self.index.may_still_have(id, held.uid, held.targets)
-            && self.stands_for(key, id)
+            && self.stands_for(key, id, held.uid)
+            && !is_in_the_way(&self.index, &self.mirror, key, held.uid)
     }
 
     /// The policy may hold for another time now.

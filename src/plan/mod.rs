@@ -257,6 +257,39 @@ fn pod_of(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Option<
     (*wanted.value == *record.value).then_some(claim.pod)
 }
 
+/// The pod that the record of ours at a key names, or was seen to stand for; `None`: nothing tells.
+#[must_use]
+pub fn named_pod(index: &Index, mirror: &Mirror, key: &[u8]) -> Option<Uid> {
+    let record = mirror.get(key)?;
+    let slot = mirror.leases().get(record.lease)?.name.as_ref()?;
+    uid_of(index, mirror, slot, key, record)
+}
+
+/// Whether the record of ours at a key may stand for what a pod other than this one wants to be registered: not
+/// every format tells the protocol.
+#[must_use]
+pub fn is_in_the_way(index: &Index, mirror: &Mirror, key: &[u8], pod: Uid) -> bool {
+    let found = mirror.get(key).and_then(|record| {
+        let slot = mirror.leases().get(record.lease)?.name.as_ref()?;
+        let format = Format::by_name(&slot.format)?;
+        let found = format.read_all(&slot.prefix, key, &record.value).ok()?;
+        Some((record.socket?, found))
+    });
+    let Some((socket, found)) = found else {
+        return false;
+    };
+    let id = index.pods().find(pod);
+    Protocol::ALL.iter().any(|protocol| {
+        let target = Target {
+            ip: socket.0,
+            port: socket.1,
+            protocol: *protocol,
+        };
+        index.owner(&target).is_some_and(|owner| Some(owner) != id)
+            && found.iter().any(|found| found.holds(&target))
+    })
+}
+
 /// The pod that a record names, or that it was seen to stand for where the format has no room for a name.
 fn uid_of(
     index: &Index,
