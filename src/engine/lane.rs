@@ -29,6 +29,8 @@ pub(super) enum Write {
         lease: LeaseId,
         /// The slot that the lease is for.
         slot: Arc<SlotName>,
+        /// The key of the lease does not stand, as far as was known when it was sent: it is put, too.
+        lease_key: bool,
         /// The value.
         value: Vec<u8>,
         /// What the record stands for.

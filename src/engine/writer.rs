@@ -190,18 +190,19 @@ impl Engine {
             let write = match due {
                 Due::Put(put) => {
                     let Some(lease) = lease else { continue };
-                    if !self
+                    let lease_key = !self
                         .mirror
                         .leases()
                         .get(lease)
-                        .is_some_and(|known| known.key_stands)
-                    {
+                        .is_some_and(|known| known.key_stands);
+                    if lease_key {
                         lease_keys.insert(lease);
                     }
                     *bytes += put.value.len();
                     Write::Put {
                         lease,
                         slot: put.slot,
+                        lease_key,
                         value: put.value,
                         targets: put.targets,
                         uid: put.uid,
@@ -334,19 +335,14 @@ impl Engine {
         let mut lease_keys: BTreeSet<LeaseId> = BTreeSet::new();
         for change in batch {
             let (lease, slot) = match &change.write {
-                Write::Put { lease, slot, .. } => {
-                    if self
-                        .mirror
-                        .leases()
-                        .get(*lease)
-                        .is_some_and(|known| known.key_stands)
-                    {
-                        continue;
-                    }
-                    (*lease, slot)
+                Write::Put {
+                    lease,
+                    slot,
+                    lease_key: true,
+                    ..
                 }
-                Write::LeaseKey(lease, slot) => (*lease, slot),
-                Write::Delete => continue,
+                | Write::LeaseKey(lease, slot) => (*lease, slot),
+                Write::Put { .. } | Write::Delete => continue,
             };
             // Before the first record of the lease.
             if lease_keys.insert(lease) {
@@ -575,13 +571,16 @@ impl Engine {
                 Write::Put {
                     lease,
                     slot,
+                    lease_key,
                     value,
                     targets,
                     uid,
                     stamp,
                 } => {
                     self.numbers.puts += 1;
-                    self.note_slot(*lease, slot, revision, &mut changed);
+                    if *lease_key {
+                        self.note_slot(*lease, slot, revision, &mut changed);
+                    }
                     let made = Made {
                         // Of several, the record's value tells which one it names.
                         socket: match targets.as_slice() {
