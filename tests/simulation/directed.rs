@@ -4,12 +4,13 @@
 //! in etcd at the end, or by who leads. The shape of transactions is not looked at. Must never look at what an
 //! engine believes, but to make sure that it came to what is to be shown.
 
-use etcd_registrar::api::FormatType;
+use etcd_registrar::api::{FormatType, Port, PortProtocol};
 use etcd_registrar::engine::etcd::{Op, Request, Txn};
 use etcd_registrar::engine::io::Resource;
-use etcd_registrar::model::pod::Pod;
+use etcd_registrar::model::endpoint::Protocol;
+use etcd_registrar::model::pod::{ContainerPort, Node, Pod};
 
-use crate::model_etcd::GoesOn;
+use crate::model_etcd::{GoesOn, show};
 use crate::scenario;
 use crate::world::{
     self, Knobs, MILLISECOND, REGISTRAR, RESOURCES, SECOND, World, election, is_record, key,
@@ -602,5 +603,202 @@ fn who_takes_over_after_a_removal_without_space_lists_first() {
         world.run_until(world.now + SECOND);
         world.start(leader);
         ends_well(&mut world, 0);
+    }
+}
+
+/// What happened to records since a place in the log of etcd: what, and below which prefix.
+fn since(world: &World, from: usize) -> Vec<String> {
+    let changes = world.etcd.log().iter().skip(from);
+    let changes = changes.filter(|change| is_record(&change.key));
+    let text = changes.map(|change| {
+        let what = if change.after.is_some() {
+            "put"
+        } else {
+            "delete"
+        };
+        let key = show(&change.key);
+        format!("{what} {}", key.split('/').next().unwrap_or(""))
+    });
+    text.collect()
+}
+
+/// A pod and a registration were deleted and made anew under their names, and a node has another zone, when an old
+/// cache lists what there was before.
+#[test]
+fn an_old_list_that_is_discarded_changes_nothing() {
+    for resource in RESOURCES {
+        for seed in 0..SEEDS {
+            let _named = Named(seed);
+            let mut world = World::new(seed, Knobs::default(), false);
+            let node = |zone: &str| Node {
+                name: "n1".into(),
+                resource_version: 0,
+                zone: zone.into(),
+            };
+            world.kube.put_node(node("eu-a"));
+            // It selected other pods: no new key is waited for.
+            let mut first = scenario::registration("web", FormatType::Json, None);
+            if let Ok(spec) = &mut first.spec {
+                spec.selector.match_labels = Some([("app".to_owned(), "b".to_owned())].into());
+            }
+            scenario::put(&mut world, first);
+            let pod = ready(&mut world, 1);
+            world.start(0);
+            calm_down(&mut world);
+            let old = world.kube.version;
+            world.kube.put_node(node("eu-b"));
+            world.checks.registration_changes(old + 2);
+            world.kube.delete_registration("shop/web");
+            let mut second = scenario::registration("web", FormatType::Json, None);
+            second.uid = "of another web".into();
+            scenario::put(&mut world, second);
+            scenario::remove_pod(&mut world, &pod);
+            ready(&mut world, 1);
+            calm_down(&mut world);
+            let from = world.etcd.log().len();
+            world.relist_at(0, resource, old);
+            world.run_until(world.now + 2 * SECOND);
+            assert_eq!(since(&world, from), Vec::<String>::new(), "{resource:?}");
+            calm_down(&mut world);
+            assert_eq!(world.expected().len(), 1);
+        }
+    }
+}
+
+/// A record that does not say whose it is was put without its writer hearing so, and is to stand under another key when
+/// it is read.
+#[test]
+fn a_record_of_unknown_outcome_goes_when_its_successor_stands() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = World::new(seed, Knobs::default(), false);
+        world.checks.shapeless = true;
+        let plain = |prefix| scenario::registration("web", FormatType::Plain, Some(prefix));
+        scenario::put(&mut world, plain("old/"));
+        world.start(0);
+        calm_down(&mut world);
+        world.deafen(0, "old/", world.now + 10 * SECOND);
+        world.hold_back(0, |request| writes(request) || is_barrier(request));
+        ready(&mut world, 1);
+        run_while(&mut world, "sent", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        let from = world.etcd.log().len();
+        world.let_go(0, writes);
+        scenario::put(&mut world, plain("new/"));
+        world.wake_all();
+        world.run_until(world.now + SECOND);
+        world.hold_back_no_more(0);
+        ends_well(&mut world, 1);
+        assert_eq!(since(&world, from), ["put old", "put new", "delete old"]);
+    }
+}
+
+/// Removals are held, and the last of three pods is held when its record is written.
+fn held(seed: u64, format: FormatType) -> (World, Pod) {
+    let knobs = Knobs {
+        holds: true,
+        ..Knobs::default()
+    };
+    let mut world = World::new(seed, knobs, false);
+    world.checks.shapeless = true;
+    let web = scenario::registration("web", format, Some("web/"));
+    scenario::put(&mut world, web);
+    ready(&mut world, 1);
+    ready(&mut world, 2);
+    let last = ready(&mut world, 3);
+    world.start(0);
+    calm_down(&mut world);
+    (world, last)
+}
+
+fn has_record_of(world: &World, address: &str) -> bool {
+    let mut records = world.etcd.all().filter(|kv| is_record(&kv.key));
+    records.any(|kv| show(&kv.key).ends_with(address))
+}
+
+/// Another pod has the address and is not ready, and the record is that of the one before still, which was deleted.
+#[test]
+fn the_record_of_a_deleted_pod_is_not_held_for_who_has_its_address() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, old) = held(seed, FormatType::Json);
+        world.hold_back(0, |request| writes(request) || is_barrier(request));
+        let new = ready(&mut world, 3);
+        run_while(&mut world, "sent", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        scenario::remove_pod(&mut world, &old);
+        turn(&mut world, &new, false);
+        world.run_until(world.now + SECOND);
+        assert!(has_record_of(&world, "/10.0.0.3:8080"));
+        world.hold_back_no_more(0);
+        world.run_until(world.now + 5 * SECOND);
+        assert!(!has_record_of(&world, "/10.0.0.3:8080"));
+    }
+}
+
+/// A record is held that does not tell its protocol, and another pod has the address with another one.
+#[test]
+fn what_is_held_is_not_in_the_way_of_another_pod() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, last) = held(seed, FormatType::Plain);
+        turn(&mut world, &last, false);
+        world.run_until(world.now + 2 * SECOND);
+        assert!(has_record_of(&world, "web/10.0.0.3:8080"), "it is not held");
+        let mut dns = scenario::registration("dns", FormatType::Plain, Some("dns/"));
+        if let Ok(spec) = &mut dns.spec {
+            spec.selector.match_labels = Some([("of".to_owned(), "dns".to_owned())].into());
+            spec.ports = vec![Port {
+                name: "dns".into(),
+                protocol: PortProtocol::Udp,
+                ..Port::default()
+            }];
+        }
+        scenario::put(&mut world, dns);
+        let mut other = scenario::pod(&mut world, "dns-0", &["10.0.0.3"]);
+        other.labels = vec![("of".into(), "dns".into())];
+        other.ports = vec![ContainerPort {
+            name: "dns".into(),
+            port: 8080,
+            host_port: 0,
+            protocol: Protocol::Udp,
+        }];
+        scenario::put_pod(&mut world, other);
+        world.run_until(world.now + 5 * SECOND);
+        assert!(has_record_of(&world, "dns/10.0.0.3:8080"));
+    }
+}
+
+/// The key of a lease is taken away by hand when a record on that lease is on its way.
+#[test]
+fn the_key_of_a_lease_that_goes_while_a_record_is_put_there_is_put_back() {
+    for seed in 0..10 * SEEDS {
+        let _named = Named(seed);
+        let knobs = Knobs {
+            hands: 1,
+            ..Knobs::default()
+        };
+        let mut world = World::new(seed, knobs, false);
+        world.checks.shapeless = true;
+        web(&mut world);
+        let first = ready(&mut world, 1);
+        world.start(0);
+        calm_down(&mut world);
+        // Nothing else on the lease wants its key back.
+        scenario::remove_pod(&mut world, &first);
+        calm_down(&mut world);
+        ready(&mut world, 2);
+        let end = world.now + 5 * SECOND;
+        while world.numbers(0).lanes_busy == 0 {
+            assert!(world.now < end, "not sent");
+            world.run_until(world.now + MILLISECOND / 10);
+        }
+        for lease in world.etcd.below(&format!("{REGISTRAR}leases/")) {
+            scenario::by_hand(&mut world, Op::Delete(lease.key));
+        }
+        calm_down(&mut world);
+        assert_eq!(world.expected().len(), 1);
     }
 }

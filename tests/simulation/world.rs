@@ -413,6 +413,8 @@ pub(crate) struct World {
     pub(crate) checks: Checks,
     /// Faults that last may happen still.
     pub(crate) faults: bool,
+    /// Once they don't: the cluster whose processes go on.
+    winner: Option<usize>,
     processes: Vec<Process>,
     queue: BTreeMap<(u64, u64), Event>,
     serial: u64,
@@ -466,6 +468,7 @@ impl World {
             }),
             checks: Checks::new(&knobs),
             faults: true,
+            winner: None,
             processes,
             queue: BTreeMap::new(),
             serial: 0,
@@ -553,6 +556,7 @@ impl World {
         }
         crate::scenario::clean_up(self);
         let winner = self.owner().unwrap_or(0);
+        self.winner = Some(winner);
         for process in 0..self.processes.len() {
             if self.process(process).cluster != winner {
                 self.crash(process);
@@ -773,8 +777,9 @@ impl World {
         let number = self.policy;
         let policy = self.oracle.policy(number).clone();
         self.note(|| format!("p{process} Start"));
+        let winner = self.winner;
         let found = self.process(process);
-        if found.engine.is_some() {
+        if found.engine.is_some() || winner.is_some_and(|winner| winner != found.cluster) {
             return;
         }
         let life = found.life + 1;
@@ -1419,10 +1424,14 @@ impl World {
             "p{process} gives up: {message}"
         );
         self.crash(process);
-        let pause = self.rng.random_range(SECOND..10 * SECOND);
-        if self.faults {
-            self.at(self.now + pause, Event::Start(process));
-        }
+        // Kubernetes starts what ended with an error again, later each time: the name may be free then. Each start
+        // keeps the lease of `owner` alive once more, so of two replicas one has to wait for longer than that lasts.
+        let pause = if self.faults {
+            self.rng.random_range(SECOND..10 * SECOND)
+        } else {
+            self.rng.random_range(130 * SECOND..150 * SECOND)
+        };
+        self.at(self.now + pause, Event::Start(process));
     }
 
     /// Pods whose records a request deletes, and of which the sender has heard that they left.
@@ -1818,7 +1827,10 @@ impl World {
             return;
         }
         let follower = &mut self.process(process).follower;
-        follower.connected = true;
+        // It broke twice in a row: each range is read once, as the follower does.
+        if std::mem::replace(&mut follower.connected, true) {
+            return;
+        }
         let all: Vec<(Range, u64)> = follower
             .ranges
             .iter()
@@ -2014,6 +2026,21 @@ impl World {
         if let Some(watch) = self.process(process).watches.get_mut(&resource) {
             watch.phase = Phase::Away;
         }
+        self.wake_kube(process, resource, 20 * MILLISECOND);
+    }
+
+    /// A watch of a process lists anew, and an old cache answers with what stood at a resource version.
+    pub(crate) fn relist_at(&mut self, process: usize, resource: Resource, version: u64) {
+        let rest = self.kube.list_at(resource, version);
+        let mut relist = 0;
+        if let Some(watch) = self.process(process).watches.get_mut(&resource) {
+            watch.phase = Phase::Listing { version, rest };
+            // The one that the engine asks for then is consistent.
+            watch.was_stale = true;
+            relist = watch.taken;
+        }
+        let started = KubeInput::ListStarted { resource, relist };
+        self.feed(process, Input::Kube(started));
         self.wake_kube(process, resource, 20 * MILLISECOND);
     }
 
