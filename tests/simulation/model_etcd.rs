@@ -354,7 +354,8 @@ impl Etcd {
         let Some(saved) = self.saved.clone() else {
             return false;
         };
-        let newest = self.revision;
+        // Wiped since, it may have come to less than what a snapshot brings back: no etcd goes on below that.
+        let newest = self.revision.max(saved.revision);
         self.revision = match goes_on {
             GoesOn::Back => saved.revision,
             GoesOn::Between => saved.revision.midpoint(newest),
