@@ -193,7 +193,16 @@ Watch(p) == st[p] = "up" /\ \E what \in
   /\ mlk' = IF "lk" \in what THEN [mlk EXCEPT ![p] = lk] ELSE mlk
   /\ syn' = [syn EXCEPT ![p] = @ \cup what]
   /\ saw' = [saw EXCEPT ![p] = Saw(p, mir'[p], mlk'[p])]
-  /\ UNCHANGED <<hs, etcd, net, st, view, term, okm, own, rvk, lane, sm, b, snap, ghost, err>>
+  \* All was read anew since the restore: the marks, too, and who leads (else it is Deposed first).
+  /\ LET anew == /\ b.restore > 0 /\ G("read anew") /\ term[p] # 0
+                 /\ syn[p] # {"rec", "lk"} /\ syn'[p] = {"rec", "lk"} IN
+     /\ anew => term[p] = lead
+     /\ sm' = IF anew THEN [sm EXCEPT ![p] = [ln \in Lanes |-> SM(seen[ln])]] ELSE sm
+     /\ lane' = IF anew
+                THEN [lane EXCEPT ![p] = [ln \in Lanes |->
+                       IF @[ln] = "idle" THEN Idle(p, ln, SM(seen[ln])) ELSE @[ln]]]
+                ELSE lane
+  /\ UNCHANGED <<hs, etcd, net, st, view, term, okm, own, rvk, b, snap, ghost, err>>
 
 KubeWatch(p) ==
   /\ st[p] = "up" /\ view[p] < kv
@@ -434,7 +443,9 @@ Restore ==   \* connections break: nothing sent before is applied after
   \* the marks are what was restored: S2 is meant relative to them
   /\ acted' = [ln \in Lanes |-> snap[4][ln].v]
   /\ before' = Max({acted'[ln] : ln \in Lanes})
-  /\ UNCHANGED <<hs, lt, full, st, view, mir, mlk, syn, term, okm, own, rvk, sm, saw, snap, err>>
+  \* What a process knows is of another etcd, and it leads still, if the leader key is one of its own.
+  /\ syn' = IF G("read anew") THEN [p \in Procs |-> {}] ELSE syn
+  /\ UNCHANGED <<hs, lt, full, st, view, mir, mlk, term, okm, own, rvk, sm, saw, snap, err>>
 
 -----------------------------------------------------------------------------
 \* One pod is ready and its record stands, on a lease of the first term.

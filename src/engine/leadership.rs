@@ -57,6 +57,8 @@ pub(super) struct Term {
     pub(super) ready: bool,
     /// It is not live: it changes nothing but what it had confirmed.
     pub(super) frozen: bool,
+    /// The watches broke, and not all was read since: it changes and tells nothing.
+    blind: bool,
 }
 
 /// What a process holds in etcd beside records.
@@ -102,6 +104,20 @@ impl Engine {
     /// Whether this replica leads, but must change nothing that it had not confirmed.
     pub(super) fn frozen(&self) -> bool {
         matches!(&self.role, Role::Leader(term) if term.frozen)
+    }
+
+    /// Whether this replica leads, but does not know what stands: its mirror may be of an etcd that was restored
+    /// since, and brought back the leader key and the marks, so that the fence passes.
+    pub(super) fn blind(&self) -> bool {
+        matches!(&self.role, Role::Leader(term) if term.blind)
+    }
+
+    /// The watches broke: a leader reads everything anew before it goes on.
+    pub(super) fn watch_broken(&mut self) {
+        self.mirror.broken();
+        if let Role::Leader(term) = &mut self.role {
+            term.blind = true;
+        }
     }
 
     /// The comparisons that make a deposed leader's write fail.
@@ -521,6 +537,7 @@ impl Engine {
             asked_progress: 0,
             ready: false,
             frozen: false,
+            blind: false,
         });
     }
 
@@ -546,6 +563,9 @@ impl Engine {
                     self.look_at_all();
                     self.all_reports_due();
                 }
+            }
+            if self.blind() && self.mirror_reached() {
+                self.sees_again();
             }
             return;
         }
@@ -576,11 +596,50 @@ impl Engine {
             );
             self.write_marks_anew();
         }
-        let Role::Leader(term) = &mut self.role else {
+        if !self.mirror_reached() {
             return;
-        };
+        }
+        if let Role::Leader(term) = &mut self.role
+            && term.marks_reached
+        {
+            term.ready = true;
+            term.frozen = !live;
+            if term.blind {
+                // Its election may have read the marks of another etcd.
+                self.sees_again();
+            }
+            self.look_at_all();
+            self.all_reports_due();
+        }
+    }
+
+    /// All was read anew since the watches broke: the leader goes on.
+    fn sees_again(&mut self) {
+        if let Role::Leader(term) = &mut self.role {
+            term.blind = false;
+        }
+        // The revisions of another etcd may come again in this one: with them a late write would pass its barrier.
+        for at in 0..LANES {
+            let seen = self.mirror.mod_revision(&self.keys.seen(at));
+            if let Some(lane) = self.lanes.get_mut(at) {
+                lane.seen = seen;
+                if seen == 0 && matches!(lane.state, State::Idle) {
+                    lane.state = State::Unknown;
+                }
+            }
+        }
+        // What was due meanwhile was not told.
+        self.all_reports_due();
+    }
+
+    /// Whether the mirror of a leader has reached the revision of its election, also since the watches broke last;
+    /// else asks how far the watches are.
+    fn mirror_reached(&mut self) -> bool {
+        let now = self.now.monotonic;
         let own = Range::prefix(self.keys.prefix.as_bytes());
-        let (reached, won_at) = (term.marks_reached, term.won_at);
+        let Role::Leader(term) = &mut self.role else {
+            return false;
+        };
         // What etcd does not let us read is left as it is (`Mirror::covers`), and holds nothing else up.
         let problems = &self.range_problems;
         let unreadable = |range: &Range| {
@@ -589,22 +648,14 @@ impl Engine {
                 .is_some_and(|failure| failure.kind == FailureKind::Refused(Refusal::Permission))
         };
         // `leases/` first: it names the scopes, which `follow_scopes` then added.
-        if !(self.mirror.range_reached(&own, won_at)
+        let reached = self.mirror.range_reached(&own, term.won_at)
             && !self.scopes_dirty
-            && self.mirror.reached(won_at, unreadable))
-        {
-            if now.saturating_sub(term.asked_progress) >= ASK_PROGRESS_MICROS {
-                term.asked_progress = now;
-                self.effects.push(Effect::AskProgress);
-            }
-            return;
+            && self.mirror.reached(term.won_at, unreadable);
+        if !reached && now.saturating_sub(term.asked_progress) >= ASK_PROGRESS_MICROS {
+            term.asked_progress = now;
+            self.effects.push(Effect::AskProgress);
         }
-        if reached {
-            term.ready = true;
-            term.frozen = !live;
-            self.look_at_all();
-            self.all_reports_due();
-        }
+        reached
     }
 
     /// Every lane writes its mark anew: what stands there is no measure any more.

@@ -349,7 +349,7 @@ impl Engine {
                 self.all_reports_due();
             }
             Input::WatchBroken(why) => {
-                self.mirror.broken();
+                self.watch_broken();
                 self.etcd_problem = Some(why);
             }
             Input::LeaseLost(lease) => self.lease_lost(lease),

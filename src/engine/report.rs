@@ -267,7 +267,7 @@ impl Engine {
                 continue;
             };
             report.due = false;
-            if self.leads() && !self.frozen() {
+            if self.leads() && !self.frozen() && !self.blind() {
                 self.report(id);
             } else if self.leaderless && self.kube.live(now) {
                 self.report_leaderless(id);

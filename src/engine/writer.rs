@@ -46,7 +46,7 @@ type Group = SmallVec<[(Key, Due); 1]>;
 impl Engine {
     /// Sends what can be sent.
     pub(super) fn pump(&mut self) {
-        if !self.leads() || self.mirror.get(&self.keys.owner).is_none() {
+        if !self.leads() || self.blind() || self.mirror.get(&self.keys.owner).is_none() {
             return;
         }
         let now = self.now.monotonic;
@@ -436,7 +436,14 @@ impl Engine {
     }
 
     /// What the answer to a lane's request means.
-    pub(super) fn lane_answered(&mut self, at: usize, answer: Result<Answer, Failure>) {
+    pub(super) fn lane_answered(&mut self, at: usize, mut answer: Result<Answer, Failure>) {
+        if self.blind() && answer.is_ok() {
+            // Of which etcd it is can't be told: the barrier finds out, once everything was read anew.
+            answer = Err(Failure {
+                kind: FailureKind::Unknown,
+                message: "the watches broke meanwhile".into(),
+            });
+        }
         let Some(lane) = self.lanes.get_mut(at) else {
             return;
         };
@@ -1061,7 +1068,11 @@ impl Engine {
     /// Once a second: empty leases, and what lies far enough back.
     pub(super) fn sweep(&mut self) {
         self.sweep_needs();
-        if !self.leads() || self.frozen() || !self.lanes.iter().all(super::Lane::is_known) {
+        if !self.leads()
+            || self.frozen()
+            || self.blind()
+            || !self.lanes.iter().all(super::Lane::is_known)
+        {
             return;
         }
         let super::Role::Leader(term) = &self.role else {
@@ -1133,6 +1144,7 @@ impl Engine {
                 if still_empty
                     && self.leads()
                     && !self.frozen()
+                    && !self.blind()
                     && keys.iter().all(|key| *key == own_key) =>
             {
                 // From here on nothing is put on it, whatever becomes of the revoke.
@@ -1148,7 +1160,7 @@ impl Engine {
     /// The key of a lease that is gone still stands: someone put it without the lease.
     fn delete_orphan(&mut self, key: &Key) {
         let revision = self.mirror.mod_revision(key);
-        if revision == 0 || !self.leads() || self.frozen() {
+        if revision == 0 || !self.leads() || self.frozen() || self.blind() {
             return;
         }
         let mut compares = self.fence();

@@ -80,6 +80,8 @@ pub struct Mirror {
     pods: HashMap<Key, Uid>,
     /// What is followed, and up to which revision it was delivered; 0: no snapshot yet.
     ranges: BTreeMap<Range, Revision>,
+    /// Those of them that were not read since the watches broke: what is known of them may be of another etcd.
+    unread: BTreeSet<Range>,
 }
 
 impl Mirror {
@@ -96,6 +98,7 @@ impl Mirror {
             untold: HashMap::default(),
             pods: HashMap::default(),
             ranges: BTreeMap::new(),
+            unread: BTreeSet::new(),
         }
     }
 
@@ -202,20 +205,20 @@ impl Mirror {
             .map_or(0, |(_, reached)| *reached)
     }
 
-    /// Whether everything that is followed was delivered up to a revision, but for ranges that can't be read.
+    /// Whether everything that is followed was delivered up to a revision since the watches broke last, but for
+    /// ranges that can't be read.
     #[must_use]
     pub fn reached(&self, revision: Revision, unreadable: impl Fn(&Range) -> bool) -> bool {
-        let mut ranges = self.ranges.iter();
+        let mut ranges = self.ranges.keys();
         !self.ranges.is_empty()
-            && ranges.all(|(range, reached)| *reached >= revision || unreadable(range))
+            && ranges.all(|range| self.range_reached(range, revision) || unreadable(range))
     }
 
-    /// Whether this one range was delivered up to a revision.
+    /// Whether this one range was delivered up to a revision since the watches broke last.
     #[must_use]
     pub fn range_reached(&self, range: &Range, revision: Revision) -> bool {
-        self.ranges
-            .get(range)
-            .is_some_and(|reached| *reached >= revision)
+        let reached = self.ranges.get(range);
+        reached.is_some_and(|reached| *reached >= revision) && !self.unread.contains(range)
     }
 
     // === what changes it ===
@@ -236,6 +239,7 @@ impl Mirror {
             if self.ranges.contains_key(range) {
                 continue;
             }
+            self.unread.remove(range);
             let orphans: Vec<Key> = self
                 .keys_in(range)
                 .into_iter()
@@ -262,6 +266,7 @@ impl Mirror {
         // Behind what a watch had delivered: etcd was restored or wiped, and no answer from before counts.
         let went_back = revision < *reached;
         *reached = revision;
+        self.unread.remove(range);
         self.ahead
             .retain(|key, known| !range.contains(key) || (*known > revision && !went_back));
         let mut gone: HashSet<Key> = self.keys_in(range).into_iter().collect();
@@ -323,6 +328,7 @@ impl Mirror {
     /// an answer of the one before says nothing of this one, at whatever revision it goes on.
     pub fn broken(&mut self) {
         self.ahead.clear();
+        self.unread = self.ranges.keys().cloned().collect();
     }
 
     /// All watches have delivered everything up to a revision.

@@ -232,6 +232,86 @@ fn a_leader_changes_nothing_under_the_leader_key_of_another_in_a_restored_etcd()
     }
 }
 
+/// A registration moved to another prefix since etcd was saved: of what is restored the leader reads the old key first.
+#[test]
+fn a_leader_deletes_no_old_key_because_of_a_new_one_that_a_restore_took_away() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, _, _) = two(seed);
+        world.save();
+        let moved = scenario::registration("web", FormatType::Json, Some("/alt/"));
+        scenario::put(&mut world, moved);
+        world.wake_all();
+        calm_down(&mut world);
+        let stand = |world: &World, prefix: &str| {
+            let all = world.etcd.below(prefix);
+            all.iter().filter(|kv| is_record(&kv.key)).count()
+        };
+        assert_eq!(
+            (stand(&world, "/services/"), stand(&world, "/alt/")),
+            (0, 1)
+        );
+        let hears = world.now + 3 * SECOND;
+        world.deafen(leader, "/alt/", hears);
+        world.restore(GoesOn::Above);
+        assert_eq!(
+            (stand(&world, "/services/"), stand(&world, "/alt/")),
+            (1, 0)
+        );
+        while world.now < hears {
+            world.run_until(world.now + MILLISECOND);
+            assert!(world.numbers(leader).leads, "it is to write if it may");
+            assert_eq!(stand(&world, "/services/"), 1, "nothing stands");
+        }
+        ends_well(&mut world, 1);
+    }
+}
+
+/// A restored etcd comes to the very revision of a mark in the etcd before, when that is put alone.
+#[test]
+fn a_late_write_does_not_pass_its_barrier_with_a_revision_of_another_etcd() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, leader, _, pod) = two(seed);
+        world.save();
+        let aside = key("/registrar/elsewhere");
+        let put = |world: &mut World| {
+            scenario::by_hand(world, Op::Put(aside.clone(), Box::default(), 0));
+        };
+        for _ in 0..20 {
+            put(&mut world);
+        }
+        // The mark of the lane of its key is the newest.
+        for is_ready in [false, true] {
+            turn(&mut world, &pod, is_ready);
+            calm_down(&mut world);
+        }
+        let mark = |world: &World| {
+            let marks = world.etcd.below(&format!("{REGISTRAR}seen/"));
+            marks.iter().map(|kv| kv.mod_revision).max()
+        };
+        let before = mark(&world);
+        world.restore(GoesOn::Back);
+        world.hold_back(leader, writes);
+        turn(&mut world, &pod, false);
+        run_while(&mut world, "written", 5 * SECOND, |world| {
+            world.held(leader, writes) == 0
+        });
+        while Some(world.etcd.revision + 1) < before {
+            put(&mut world);
+        }
+        run_while(&mut world, "at that mark", 5 * SECOND, |world| {
+            mark(world) != before
+        });
+        let stands = |world: &World| world.etcd.all().any(|kv| is_record(&kv.key));
+        assert!(stands(&world));
+        world.let_go(leader, writes);
+        assert!(stands(&world), "it passed");
+        world.hold_back_no_more(leader);
+        ends_well(&mut world, 0);
+    }
+}
+
 #[test]
 fn a_leader_changes_nothing_while_nobody_has_the_name() {
     for seed in 0..SEEDS {

@@ -661,13 +661,16 @@ impl World {
                 self.at(until, event);
                 return;
             }
-            if let Event::Read(_, _, range, _)
-            | Event::Watch(_, _, range, _)
-            | Event::Given { range, .. } = &event
-                && let (prefix, until) = &found.deaf
-                && *until > self.now
-                && range.start.starts_with(prefix.as_bytes())
-            {
+            let (prefix, until) = &found.deaf;
+            let unheard = match &event {
+                Event::Read(_, _, range, _)
+                | Event::Watch(_, _, range, _)
+                | Event::Given { range, .. } => range.start.starts_with(prefix.as_bytes()),
+                // Who hears nothing at all does not notice either that the stream is gone.
+                Event::Broken(..) => prefix.is_empty(),
+                _ => false,
+            };
+            if unheard && *until > self.now {
                 let until = *until;
                 self.at(until, event);
                 return;
