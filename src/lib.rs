@@ -10,17 +10,29 @@
 //! outcomes + mirror --> status summary --> status writer --> kube
 //! ```
 
+#[cfg(feature = "operator")]
 pub mod accept;
+#[cfg(feature = "operator")]
 pub mod admin;
+#[cfg(feature = "operator")]
 pub mod api;
+#[cfg(feature = "operator")]
 pub mod app;
+#[cfg(feature = "operator")]
 pub mod cli;
+#[cfg(feature = "operator")]
 pub mod engine;
 pub mod format;
+#[cfg(feature = "operator")]
 pub mod index;
+#[cfg(feature = "operator")]
 pub mod kube;
+#[cfg(feature = "operator")]
 pub mod mirror;
 pub mod model;
+#[cfg(feature = "operator")]
 pub mod plan;
+#[cfg(feature = "discovery")]
 pub mod registry;
+#[cfg(feature = "operator")]
 pub mod summary;

@@ -38,12 +38,6 @@ pub const DEFAULT_WEIGHT: i32 = 100;
 pub const MAX_WEIGHT: i32 = 65_535;
 /// The most ports of one registration.
 pub const MAX_PORTS: usize = 16;
-/// The most characters of a prefix.
-pub const MAX_PREFIX: usize = 256;
-/// The most characters of a service's name: those of a DNS subdomain.
-pub const MAX_SERVICE: usize = 253;
-/// The most characters of a URL scheme.
-pub const MAX_SCHEME: usize = 32;
 /// The most entries of each of `metadata.labels`, `metadata.annotations` and `metadata.static`,
 /// so that a record stays a small part of what etcd takes in one request (1.5 MiB).
 pub const MAX_METADATA: usize = 32;

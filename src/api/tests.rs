@@ -1,5 +1,6 @@
 //! The definition is what the code says, and what it fills in is what the code would.
 
+use crate::model::names::{MAX_PREFIX, MAX_SCHEME, MAX_SERVICE};
 use serde_json::{Value, json};
 
 use super::*;

@@ -3,7 +3,7 @@
 use crate::api::{ServiceRegistrationSpec, ServiceRegistrationStatus};
 use crate::model::pod::{Node, Pod};
 
-use super::etcd::{Answer, Event, Failure, Key, KeyValue, LeaseId, Range, Request, Revision};
+use super::etcd::{Answer, Event, Failure, Key, KeyValue, LeaseId, News, Range, Request, Revision};
 
 /// A point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -123,8 +123,7 @@ pub enum Input {
     Policy(Box<crate::accept::policy::Policy>),
     /// The answer to [`Effect::Ask`] of that number.
     Answer(u64, Result<Answer, Failure>),
-    /// All that stands in a range that is followed, at a revision. The range is watched from
-    /// the next revision on.
+    /// [`News::Snapshot`].
     Snapshot {
         /// The range.
         range: Range,
@@ -133,23 +132,18 @@ pub enum Input {
         /// All keys of the range.
         records: Vec<KeyValue>,
     },
-    /// Events of one watch, in order.
+    /// [`News::Events`].
     Events {
         /// The range whose watch delivered them.
         range: Range,
-        /// The revision of the last event; all of the range up to it were handed on. (That of
-        /// etcd's response may be ahead of what its watch has delivered.)
+        /// The revision of the last event; all of the range up to it were handed on.
         revision: Revision,
         /// The events.
         events: Vec<Event>,
     },
-    /// All watches have delivered everything up to this revision.
+    /// [`News::Progress`].
     Progress(Revision),
-    /// The keys and mod revisions of a range, read beside its watch to check it. All events up
-    /// to `revision` were handed on before, and keys that changed later are left out. So each of
-    /// these must stand in the mirror with this mod revision, and a key of the mirror with a mod
-    /// revision of at most `revision` that is not named here is not in etcd. If that does not
-    /// hold, [`Effect::Reread`] the range.
+    /// [`News::KeysSeen`]; what does not agree is mended by [`Effect::Reread`].
     KeysSeen {
         /// The range.
         range: Range,
@@ -158,9 +152,9 @@ pub enum Input {
         /// Its keys with their mod revisions.
         keys: Vec<(Key, Revision)>,
     },
-    /// The watch of a range can't be had, for good or for now (e.g. a missing permission).
+    /// [`News::Refused`].
     RangeRefused(Range, Failure),
-    /// The watches broke; snapshots follow when etcd answers again.
+    /// [`News::Broken`].
     WatchBroken(String),
     /// A lease that was to be kept alive is gone (TTL 0).
     LeaseLost(LeaseId),
@@ -168,6 +162,43 @@ pub enum Input {
     Shutdown,
     /// Time has passed; sent at least every 100 ms.
     Tick,
+}
+
+impl From<News> for Input {
+    fn from(news: News) -> Self {
+        match news {
+            News::Snapshot {
+                range,
+                revision,
+                records,
+            } => Self::Snapshot {
+                range,
+                revision,
+                records,
+            },
+            News::Events {
+                range,
+                revision,
+                events,
+            } => Self::Events {
+                range,
+                revision,
+                events,
+            },
+            News::Progress(revision) => Self::Progress(revision),
+            News::KeysSeen {
+                range,
+                revision,
+                keys,
+            } => Self::KeysSeen {
+                range,
+                revision,
+                keys,
+            },
+            News::Refused(range, failure) => Self::RangeRefused(range, failure),
+            News::Broken(why) => Self::WatchBroken(why),
+        }
+    }
 }
 
 /// How an event on an object is shown.

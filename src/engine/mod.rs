@@ -8,7 +8,6 @@
 //! (what each key needs, and when it is looked at again), `guard` (what is held of it), `report` (status
 //! and events).
 
-pub mod etcd;
 mod guard;
 pub mod io;
 pub mod keys;
@@ -19,6 +18,9 @@ mod need;
 mod pace;
 mod report;
 mod writer;
+
+/// What is asked of etcd and what it tells, in the words of the model.
+pub use crate::model::etcd;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

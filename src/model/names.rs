@@ -8,6 +8,12 @@
 pub const MAX_DNS_LABEL: usize = 63;
 /// The most characters of a DNS subdomain as Kubernetes counts them.
 pub const MAX_DNS_SUBDOMAIN: usize = 253;
+/// The most characters of a prefix.
+pub const MAX_PREFIX: usize = 256;
+/// The most characters of a service's name: those of a DNS subdomain.
+pub const MAX_SERVICE: usize = 253;
+/// The most characters of a URL scheme.
+pub const MAX_SCHEME: usize = 32;
 
 /// How much of a wrong name a message repeats, in characters.
 const SHOWN: usize = 80;
@@ -115,7 +121,7 @@ pub fn port(name: &str) -> Result<(), NameError> {
 /// When it is none.
 pub fn service(name: &str) -> Result<(), NameError> {
     check(
-        name.len() <= crate::api::MAX_SERVICE
+        name.len() <= MAX_SERVICE
             && edged(name, |b| b.is_ascii_alphanumeric(), b"._-")
             && !name.contains(".."),
         "the service name",
@@ -139,7 +145,7 @@ pub fn prefix(name: &str) -> Result<(), NameError> {
         "end it with a slash, for example `/services/`",
     )?;
     check(
-        name.chars().count() <= crate::api::MAX_PREFIX,
+        name.chars().count() <= MAX_PREFIX,
         WHAT,
         name,
         "write at most 256 characters",
@@ -217,7 +223,7 @@ pub fn label_value(value: &str) -> Result<(), NameError> {
 pub fn scheme(name: &str) -> Result<(), NameError> {
     let bytes = name.as_bytes();
     check(
-        bytes.len() <= crate::api::MAX_SCHEME
+        bytes.len() <= MAX_SCHEME
             && bytes.first().is_some_and(u8::is_ascii_lowercase)
             && bytes.iter().all(|b| lower(*b) || b"+.-".contains(b)),
         "the scheme",

@@ -17,7 +17,11 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
-use super::requests::is_denied;
+use super::failure::is_denied;
+
+/// How long a request may take: less than a third of the default election TTL of 5 s, so that
+/// a member that does not answer is left before the leader's lease ends.
+pub const DEADLINE: Duration = Duration::from_millis(1500);
 
 /// How long an endpoint may take to connect and answer the probe. Three tries fit into the
 /// election TTL of 5 s.

@@ -1,7 +1,7 @@
 //! The state of a watch stream: which range is how far.
 //!
 //! Takes what is to be followed and what etcd says, gives what is to be asked of etcd and handed
-//! to the engine, in order. Pure: must never do IO or read a clock.
+//! on, in order. Pure: must never do IO or read a clock.
 //!
 //! A range is watched from *now* first and read afterwards, at a revision that is not older; events
 //! up to that revision are dropped. That gives what a watch from the snapshot's revision + 1 gives,
@@ -10,9 +10,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use super::requests::is_of_login;
-use crate::engine::etcd::{Event, Failure, FailureKind, Key, KeyValue, Range, Refusal, Revision};
-use crate::engine::io::Input;
+use super::failure::is_of_login;
+use crate::model::etcd::{
+    Event, Failure, FailureKind, Key, KeyValue, News, Range, Refusal, Revision,
+};
 
 /// The id in responses that belong to no single watch.
 const NO_WATCH: i64 = -1;
@@ -35,8 +36,8 @@ pub(super) enum Action {
     ReadKeys(u64, Range),
     /// Request progress.
     AskProgress,
-    /// Hand on to the engine.
-    Give(Input),
+    /// Hand on.
+    Give(News),
     /// The stream is of no more use.
     Break(String),
 }
@@ -139,7 +140,7 @@ pub(super) struct Follower {
     /// The first parts of responses that came in fragments.
     fragments: HashMap<i64, Vec<Event>>,
     tokens: u64,
-    /// The engine wants to know how far the watches are.
+    /// Somebody wants to know how far the watches are.
     asked: bool,
     audits: VecDeque<Range>,
     audit: Option<Audit>,
@@ -161,7 +162,7 @@ impl Follower {
         !self.creating.is_empty() || !self.watches.is_empty()
     }
 
-    /// Whether progress is awaited by the engine or an audit, and every range could report it.
+    /// Whether progress was asked for or is awaited by an audit, and every range could report it.
     pub(super) fn wants_progress(&self) -> bool {
         let audit = self.audit.as_ref().is_some_and(|a| a.seen.is_some());
         (self.asked || audit) && self.settled() && !self.watches.is_empty()
@@ -227,13 +228,13 @@ impl Follower {
                 }
             }
         }
-        // What the engine waits for may have been held up by a range that is gone.
+        // What is waited for may have been held up by a range that is gone.
         if self.wants_progress() {
             self.actions.push(Action::AskProgress);
         }
     }
 
-    /// The engine wants [`Input::Progress`].
+    /// [`News::Progress`] is wanted.
     pub(super) fn ask_progress(&mut self) {
         self.asked = true;
         if self.wants_progress() {
@@ -419,7 +420,7 @@ impl Follower {
                 message: reason.to_owned(),
             };
             self.actions
-                .push(Action::Give(Input::RangeRefused(range.clone(), failure)));
+                .push(Action::Give(News::Refused(range.clone(), failure)));
         }
         if self.wants_progress() {
             self.actions.push(Action::AskProgress);
@@ -455,7 +456,7 @@ impl Follower {
         events.retain(|event| revision(event) > from);
         // The header's revision may be ahead of what this watch has delivered.
         if let Some(last) = events.last().map(revision) {
-            self.actions.push(Action::Give(Input::Events {
+            self.actions.push(Action::Give(News::Events {
                 range,
                 revision: last,
                 events,
@@ -499,7 +500,7 @@ impl Follower {
                 };
                 followed.failures = 0;
                 followed.refused = None;
-                self.actions.push(Action::Give(Input::Snapshot {
+                self.actions.push(Action::Give(News::Snapshot {
                     range: range.clone(),
                     revision,
                     records,
@@ -541,7 +542,7 @@ impl Follower {
             return;
         }
         self.asked = false;
-        self.actions.push(Action::Give(Input::Progress(revision)));
+        self.actions.push(Action::Give(News::Progress(revision)));
         let reached = |audit: &mut Audit| {
             audit
                 .seen
@@ -551,7 +552,7 @@ impl Follower {
         if let Some(audit) = self.audit.take_if(reached) {
             if let Some((revision, mut keys)) = audit.seen {
                 keys.retain(|(key, _)| audit.changed.get(key).is_none_or(|last| *last <= revision));
-                self.actions.push(Action::Give(Input::KeysSeen {
+                self.actions.push(Action::Give(News::KeysSeen {
                     range: audit.range,
                     revision,
                     keys,
@@ -566,7 +567,7 @@ impl Follower {
         self.connected
             && self.ranges.values().all(|followed| match followed.stage {
                 Stage::Watching { .. } => true,
-                // Nothing is known of a range that was refused; the engine was told so. While it
+                // Nothing is known of a range that was refused; that was told. While it
                 // is tried again, a stage of its own holds progress back for a moment.
                 Stage::Waiting(_) => followed.refused.is_some(),
                 Stage::Away | Stage::Creating(_) | Stage::Reading { .. } => false,
@@ -652,7 +653,7 @@ mod tests {
         follower.read(token, Ok((10, vec![put("a/1", 3)])), 0);
         assert_eq!(
             follower.actions(),
-            [Action::Give(Input::Snapshot {
+            [Action::Give(News::Snapshot {
                 range: range("a/"),
                 revision: 10,
                 records: vec![put("a/1", 3)],
@@ -674,7 +675,7 @@ mod tests {
             .actions()
             .into_iter()
             .map(|action| match action {
-                Action::Give(Input::Events {
+                Action::Give(News::Events {
                     revision, events, ..
                 }) => (revision, events.len()),
                 other => panic!("{other:?}"),
@@ -697,11 +698,11 @@ mod tests {
         let actions = follower.actions();
         assert!(matches!(
             &actions[0],
-            Action::Give(Input::Snapshot { revision: 7, .. })
+            Action::Give(News::Snapshot { revision: 7, .. })
         ));
         assert_eq!(
             actions[1],
-            Action::Give(Input::Events {
+            Action::Give(News::Events {
                 range: range("a/"),
                 revision: 8,
                 events: vec![Event::Put(put("a/8", 8))],
@@ -756,10 +757,10 @@ mod tests {
         assert!(follower.actions().is_empty());
         follower.read(token, Ok((12, vec![])), 0);
         let actions = follower.actions();
-        assert!(matches!(actions[0], Action::Give(Input::Snapshot { .. })));
+        assert!(matches!(actions[0], Action::Give(News::Snapshot { .. })));
         assert_eq!(actions[1], Action::AskProgress);
         follower.response(progress(13), 0);
-        assert_eq!(follower.actions(), [Action::Give(Input::Progress(13))]);
+        assert_eq!(follower.actions(), [Action::Give(News::Progress(13))]);
         assert!(!follower.wants_progress());
     }
 
@@ -811,7 +812,7 @@ mod tests {
         let actions = follower.actions();
         assert!(matches!(
             &actions[0],
-            Action::Give(Input::RangeRefused(
+            Action::Give(News::Refused(
                 _,
                 Failure {
                     kind: FailureKind::Refused(Refusal::Permission),
@@ -872,13 +873,13 @@ mod tests {
         follower.keys_read(token, Ok((12, seen)));
         assert_eq!(follower.actions(), [Action::AskProgress]);
         follower.response(progress(11), 0);
-        assert_eq!(follower.actions(), [Action::Give(Input::Progress(11))]);
+        assert_eq!(follower.actions(), [Action::Give(News::Progress(11))]);
         follower.response(progress(14), 0);
         assert_eq!(
             follower.actions(),
             [
-                Action::Give(Input::Progress(14)),
-                Action::Give(Input::KeysSeen {
+                Action::Give(News::Progress(14)),
+                Action::Give(News::KeysSeen {
                     range: range("a/"),
                     revision: 12,
                     keys: keys(&[1, 11]),
@@ -897,11 +898,11 @@ mod tests {
         let actions = follower.actions();
         assert!(matches!(
             actions[0],
-            Action::Give(Input::Snapshot { revision: 11, .. })
+            Action::Give(News::Snapshot { revision: 11, .. })
         ));
         assert!(matches!(
             actions[1],
-            Action::Give(Input::Events { revision: 12, .. })
+            Action::Give(News::Events { revision: 12, .. })
         ));
     }
 

@@ -19,8 +19,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Connection, Session, State, describe};
+use super::failure::{is_denied, late};
 use super::mirror::{self, Pace};
-use super::requests::{is_denied, late};
 use super::schedule::{Class, SHORTEST_TTL, Schedule, Told};
 use crate::engine::etcd::{Event, Key, KeyValue, LeaseId, Range};
 use crate::engine::io::Input;

@@ -1,8 +1,8 @@
 //! Snapshot and watch of the followed ranges.
 //!
-//! Takes [`Command`]s, gives [`Input::Snapshot`], [`Input::Events`], [`Input::Progress`],
-//! [`Input::KeysSeen`], [`Input::RangeRefused`] and [`Input::WatchBroken`], in an order in which
-//! the engine can believe them: all events up to a revision come before the progress that names it.
+//! Takes [`Command`]s, gives [`News::Snapshot`], [`News::Events`], [`News::Progress`],
+//! [`News::KeysSeen`], [`News::Refused`] and [`News::Broken`], in an order in which
+//! they can be believed: all events up to a revision come before the progress that names it.
 //! All ranges are watched over one stream. A stream that broke must never be resumed: every range
 //! is read anew.
 
@@ -16,13 +16,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::{Connection, Session, describe};
+use super::connection::{Connection, DEADLINE, Session, describe};
+use super::failure::{MAX_MESSAGE, is_denied, is_of_connection, key_value, late, revision_of};
 use super::follower::{Action, Follower, Read, ReadError, Response};
-use super::requests::{
-    DEADLINE, MAX_MESSAGE, is_denied, is_of_connection, key_value, late, revision_of,
-};
-use crate::engine::etcd::{Event, Key, KeyValue, Range, Revision};
-use crate::engine::io::Input;
+use crate::model::etcd::{Event, Key, KeyValue, News, Range, Revision};
 
 /// Ranges that are read at the same time: enough to use a round trip well, few enough that the
 /// pages of a big start fit into memory.
@@ -47,7 +44,7 @@ const GOOD_STREAM: Duration = Duration::from_secs(5);
 pub enum Command {
     /// Follow exactly these ranges.
     Follow(Vec<Range>),
-    /// Report [`Input::Progress`] as soon as all ranges are watched.
+    /// Report [`News::Progress`] as soon as all ranges are watched.
     AskProgress,
     /// Take a new snapshot of a range.
     Reread(Range),
@@ -94,10 +91,10 @@ enum Done {
 }
 
 /// Follows ranges until the commands or the inputs are closed.
-pub async fn run(
+pub async fn run<T: From<News>>(
     connection: Connection,
     mut commands: mpsc::Receiver<Command>,
-    inputs: mpsc::Sender<Input>,
+    inputs: mpsc::Sender<T>,
     pace: Pace,
 ) {
     let mut follower = Follower::default();
@@ -123,7 +120,7 @@ pub async fn run(
             connection.failed(session.generation, &reason);
         }
         let reason = format!("{}: {reason}", session.endpoint);
-        if inputs.send(Input::WatchBroken(reason)).await.is_err() {
+        if inputs.send(News::Broken(reason).into()).await.is_err() {
             return;
         }
         if since.elapsed() >= GOOD_STREAM {
@@ -172,11 +169,11 @@ impl Pulse {
 }
 
 /// Runs one stream to its end.
-async fn stream(
+async fn stream<T: From<News>>(
     session: &Session,
     follower: &mut Follower,
     commands: &mut mpsc::Receiver<Command>,
-    inputs: &mpsc::Sender<Input>,
+    inputs: &mpsc::Sender<T>,
     pace: Pace,
 ) -> End {
     let start = Instant::now();
@@ -216,8 +213,8 @@ async fn stream(
         actions.extend(follower.actions());
         while let Some(action) = actions.pop_front() {
             match action {
-                Action::Give(input) => {
-                    if inputs.send(input).await.is_err() {
+                Action::Give(news) => {
+                    if inputs.send(news.into()).await.is_err() {
                         return End::Closed;
                     }
                 }

@@ -10,10 +10,11 @@ use etcd_client::{Client, GetOptions};
 use futures::stream::{self, StreamExt};
 use thiserror::Error;
 
+use super::failure::{MAX_MESSAGE, key_value};
 use super::follower::ReadError;
 use super::keeper::lease_of;
 use super::mirror::{Pace, read_range};
-use super::requests::{DEADLINE, MAX_MESSAGE, execute, key_value};
+use super::requests::{DEADLINE, execute};
 use crate::engine::etcd::{
     Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Refusal, Request, Txn,
 };

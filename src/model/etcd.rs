@@ -1,4 +1,4 @@
-//! What the engine asks of etcd and what it is told: plain data, carried by `registry`.
+//! What is asked of etcd and what it tells: plain data, carried by `registry`.
 
 /// A key in etcd; always valid UTF-8 where it is ours, but others may write any bytes.
 pub type Key = std::sync::Arc<[u8]>;
@@ -171,4 +171,49 @@ pub enum Event {
     Put(KeyValue),
     /// The key was deleted (or its lease ended) at the revision.
     Delete(Key, Revision),
+}
+
+/// What following ranges of keys tells, in an order in which it can be believed: all events up to a revision
+/// come before the progress that names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// All that stands in a range that is followed, at a revision. The range is watched from
+    /// the next revision on.
+    Snapshot {
+        /// The range.
+        range: Range,
+        /// The revision of the snapshot.
+        revision: Revision,
+        /// All keys of the range.
+        records: Vec<KeyValue>,
+    },
+    /// Events of one watch, in order.
+    Events {
+        /// The range whose watch delivered them.
+        range: Range,
+        /// The revision of the last event; all of the range up to it were handed on. (That of
+        /// etcd's response may be ahead of what its watch has delivered.)
+        revision: Revision,
+        /// The events.
+        events: Vec<Event>,
+    },
+    /// All watches have delivered everything up to this revision.
+    Progress(Revision),
+    /// The keys and mod revisions of a range, read beside its watch to check it. All events up
+    /// to `revision` were handed on before, and keys that changed later are left out. So each of
+    /// these must be known with this mod revision, and a key that is known with a mod revision of at
+    /// most `revision` and not named here is not in etcd. If that does not hold, the range has to be
+    /// read again.
+    KeysSeen {
+        /// The range.
+        range: Range,
+        /// The revision of the read.
+        revision: Revision,
+        /// Its keys with their mod revisions.
+        keys: Vec<(Key, Revision)>,
+    },
+    /// The watch of a range can't be had, for good or for now (e.g. a missing permission).
+    Refused(Range, Failure),
+    /// The watches broke; snapshots follow when etcd answers again.
+    Broken(String),
 }
