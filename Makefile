@@ -22,9 +22,13 @@ build: setup ## build the operator for release
 fmt: setup ## format the code
 	cargo fmt --all
 
-lint: setup ## check the format, and clippy with warnings as errors
+lint: setup ## check the format, and clippy with warnings as errors, also of the discovery library alone
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(LOCKED) -- --deny warnings
+	cargo clippy --no-default-features --features discovery $(LOCKED) -- --deny warnings
+	@if cargo tree --no-default-features --features discovery --edges normal --prefix none $(LOCKED) | \
+	    grep -E '^(kube|k8s-openapi|schemars|clap) '; then \
+	    echo "lint: the discovery library needs what only the operator should" >&2; exit 1; fi
 
 # The tools first: inside a test their progress would not be seen.
 test: lint tools ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests

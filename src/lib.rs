@@ -9,6 +9,12 @@
 //!                                             keeper --> etcd   (keepalives; every replica)
 //! outcomes + mirror --> status summary --> status writer --> kube
 //! ```
+//!
+//! The other side, for programs that want to know where to connect, is [`discovery`]. It needs nothing of the operator:
+//!
+//! ```toml
+//! etcd-registrar = { version = "0.1", default-features = false, features = ["discovery"] }
+//! ```
 
 #[cfg(feature = "operator")]
 pub mod accept;
@@ -20,6 +26,8 @@ pub mod api;
 pub mod app;
 #[cfg(feature = "operator")]
 pub mod cli;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 #[cfg(feature = "operator")]
 pub mod engine;
 pub mod format;
