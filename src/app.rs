@@ -19,7 +19,8 @@ use crate::accept::policy::Policy;
 use crate::admin::metrics::{Metrics, Outcome};
 use crate::admin::{self, Health};
 use crate::api::crd_yaml;
-use crate::cli::{Cli, Command, LogFormat, PurgeArgs, RunArgs};
+use crate::cli::{Cli, Command, DiscoverArgs, LogFormat, PurgeArgs, RunArgs};
+use crate::discover;
 use crate::engine::io::{Effect, Input, Now, Resource};
 use crate::engine::{Engine, Numbers, Settings};
 use crate::kube::client::KubeClient;
@@ -54,15 +55,18 @@ const PURGE_CONNECT: Duration = Duration::from_secs(10);
 pub fn run(cli: Cli) -> ExitCode {
     // Both clients find it here; ring is the only one that is built in.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let done = |()| ExitCode::SUCCESS;
     let result = match cli.command {
-        Command::Run(args) => operate(&args),
+        Command::Run(args) => operate(&args).map(done),
         Command::Crd => crd_yaml()
             .map(|yaml| print!("{yaml}"))
+            .map(done)
             .map_err(|error| error.to_string()),
-        Command::Purge(args) => remove(&args),
+        Command::Purge(args) => remove(&args).map(done),
+        Command::Discover(args) => look_up(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(message) => {
             eprintln!("etcd-registrar: {message}");
             ExitCode::FAILURE
@@ -634,4 +638,19 @@ fn counted(number: usize, thing: &str) -> String {
         1 => format!("1 {thing}"),
         _ => format!("{number} {thing}s"),
     }
+}
+
+// === discover ===
+
+fn look_up(args: &DiscoverArgs) -> Result<ExitCode, String> {
+    // Records that can't be read are named; the state of the connection the command says itself.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .with_target(false)
+        .with_ansi(false)
+        .without_time()
+        .try_init()
+        .map_err(|error| format!("can't start the log: {error}"))?;
+    runtime()?.block_on(discover::run(args))
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::format::Format;
 use crate::kube::client::ClientOptions;
 use crate::model::names;
 use crate::registry::connection::Settings;
@@ -32,6 +33,11 @@ pub enum Command {
     Crd,
     /// Remove all records of a cluster from etcd and free its name. Its operator must not run.
     Purge(Box<PurgeArgs>),
+    /// Print where a service can be reached: its endpoints of every cluster, in any format of the registry.
+    ///
+    /// The exit code is 0 when there are endpoints, 3 when there are none, 1 when etcd does not answer, and 2 when a
+    /// flag is wrong.
+    Discover(Box<DiscoverArgs>),
 }
 
 /// Where etcd is, and how to log in.
@@ -213,6 +219,120 @@ pub struct PurgeArgs {
     /// Where etcd is.
     #[command(flatten)]
     pub etcd: EtcdArgs,
+}
+
+/// What is printed of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Aligned columns, for a person.
+    Table,
+    /// The same with all that is known.
+    Wide,
+    /// An array of objects; with --watch an object a line.
+    Json,
+    /// An address a line.
+    Addresses,
+    /// Comma-separated values with a header.
+    Csv,
+}
+
+/// `etcd-registrar discover`.
+#[derive(Debug, Args)]
+pub struct DiscoverArgs {
+    /// The name of the service; without it, all services below the prefix.
+    #[arg(value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// The namespace of the service [default: `default` where a service is named].
+    #[arg(short, long, env = "ETCD_REGISTRAR_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// Only endpoints of these clusters.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_CLUSTER",
+        value_delimiter = ',',
+        value_name = "NAME,..."
+    )]
+    pub cluster: Vec<String>,
+    /// Only endpoints in these zones.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_ZONE",
+        value_delimiter = ',',
+        value_name = "NAME,..."
+    )]
+    pub zone: Vec<String>,
+    /// Only endpoints on ports of these names.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_PORT",
+        value_delimiter = ',',
+        value_name = "NAME,..."
+    )]
+    pub port: Vec<String>,
+    /// Only endpoints with all of these entries in their metadata.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_METADATA",
+        value_delimiter = ',',
+        value_parser = entry,
+        value_name = "NAME=VALUE,..."
+    )]
+    pub metadata: Vec<(String, String)>,
+    /// The format of the records, as in `format.type` of a registration.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_FORMAT",
+        default_value = "Json",
+        value_parser = format,
+        value_name = "FORMAT"
+    )]
+    pub format: Format,
+    /// The prefix of the registrations [default: that of the format].
+    #[arg(long, env = "ETCD_REGISTRAR_PREFIX", value_name = "PREFIX")]
+    pub prefix: Option<String>,
+    /// Go on and print what changes.
+    #[arg(short, long, env = "ETCD_REGISTRAR_WATCH")]
+    pub watch: bool,
+    /// What is printed.
+    #[arg(
+        short,
+        long,
+        env = "ETCD_REGISTRAR_OUTPUT",
+        default_value = "table",
+        value_name = "OUTPUT"
+    )]
+    pub output: OutputFormat,
+    /// How long etcd may take to answer first.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_TIMEOUT",
+        default_value = "10s",
+        value_parser = duration,
+        value_name = "DURATION"
+    )]
+    pub timeout: Duration,
+    /// Where etcd is.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    const NAMES: [&str; 10] = [
+        "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
+        "Template",
+    ];
+    NAMES
+        .iter()
+        .find(|name| name.eq_ignore_ascii_case(text))
+        .and_then(|name| Format::by_name(name))
+        .ok_or_else(|| format!("write one of {}", NAMES.join(", ")))
+}
+
+fn entry(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write name=value, for example version=v1".into()),
+    }
 }
 
 fn cluster_name(text: &str) -> Result<String, String> {

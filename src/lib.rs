@@ -26,6 +26,8 @@ pub mod api;
 pub mod app;
 #[cfg(feature = "operator")]
 pub mod cli;
+#[cfg(feature = "operator")]
+pub mod discover;
 #[cfg(feature = "discovery")]
 pub mod discovery;
 #[cfg(feature = "operator")]

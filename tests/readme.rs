@@ -221,6 +221,7 @@ fn the_flags_named_anywhere_exist() {
     for file in [
         "README.md",
         "docs/policy.md",
+        "docs/discovery.md",
         "docs/keys.md",
         "docs/security.md",
         "docs/operations.md",
@@ -228,7 +229,7 @@ fn the_flags_named_anywhere_exist() {
     ] {
         for line in read(file).lines() {
             // Commands of other programs have flags of their own.
-            let command = ["run", "purge"]
+            let command = ["run", "purge", "discover"]
                 .iter()
                 .find_map(|command| line.split_once(&format!("etcd-registrar {command} ")));
             let Some((_, command)) = command else {

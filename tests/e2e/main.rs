@@ -14,6 +14,7 @@ mod admin;
 mod basic;
 mod changes;
 mod credentials;
+mod discover;
 mod errors;
 mod failover;
 mod flapping;
