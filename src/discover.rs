@@ -56,16 +56,10 @@ pub async fn run(args: &DiscoverArgs) -> Result<ExitCode, String> {
 
 fn source(args: &DiscoverArgs) -> Result<Source, String> {
     let format = args.format.clone();
-    let prefix = match &args.prefix {
-        Some(prefix) => prefix.as_str(),
-        None if matches!(format, Format::SkyDns(_)) => {
-            return Err(
-                "format SkyDns has no prefix of its own: name path and zone reversed, for example --prefix /skydns/local/skydns/"
-                    .into(),
-            );
-        }
-        None => format.default_prefix(),
-    };
+    let prefix = args
+        .prefix
+        .as_deref()
+        .unwrap_or_else(|| format.default_prefix());
     let made = match (&args.service, &args.namespace) {
         (Some(service), namespace) => {
             let namespace = namespace.as_deref().unwrap_or("default");

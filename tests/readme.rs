@@ -453,3 +453,31 @@ fn the_tests_that_the_table_of_faults_names_exist() {
         }
     }
 }
+
+#[test]
+fn the_tests_that_the_page_on_discovery_names_exist() {
+    let sources: Vec<String> = [
+        "src/discovery/set_tests.rs",
+        "src/discovery/source.rs",
+        "src/registry/follower.rs",
+        "tests/discovery/balance.rs",
+        "tests/discovery/faults.rs",
+        "tests/discovery/lists.rs",
+    ]
+    .map(read)
+    .into();
+    let rows = table(
+        &read("docs/discovery.md"),
+        "What is wrong with many readers, and not with this one",
+    );
+    assert!(rows.len() >= 8, "{} rows", rows.len());
+    for row in rows {
+        for test in row[1].split('`').skip(1).step_by(2) {
+            let function = format!("fn {test}(");
+            assert!(
+                sources.iter().any(|source| source.contains(&function)),
+                "{test}"
+            );
+        }
+    }
+}

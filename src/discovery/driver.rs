@@ -159,12 +159,12 @@ impl Driver {
                 self.why = None;
                 self.refused.remove(&range);
                 for list in self.of(&range) {
-                    list.read(records.clone());
+                    list.read(&records);
                 }
             }
             News::Events { range, events, .. } => {
                 for list in self.of(&range) {
-                    list.events(events.clone());
+                    list.events(&events);
                 }
             }
             News::Progress(_) => self.lists.iter().for_each(|list| list.confirm()),

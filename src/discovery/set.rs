@@ -117,7 +117,7 @@ impl Set {
     }
 
     /// All that stands in the range.
-    pub(super) fn snapshot(&mut self, records: Vec<KeyValue>) {
+    pub(super) fn snapshot(&mut self, records: &[KeyValue]) {
         self.read = true;
         let mut gone: HashSet<Key> = self.records.keys().cloned().collect();
         for record in records {
@@ -130,14 +130,14 @@ impl Set {
     }
 
     /// What the watch of the range delivered.
-    pub(super) fn events(&mut self, events: Vec<Event>) {
+    pub(super) fn events(&mut self, events: &[Event]) {
         if !self.read {
             return;
         }
         for event in events {
             match event {
                 Event::Put(record) => self.put(record),
-                Event::Delete(key, _) => self.delete(&key),
+                Event::Delete(key, _) => self.delete(key),
             }
         }
     }
@@ -157,8 +157,8 @@ impl Set {
             })
     }
 
-    fn put(&mut self, record: KeyValue) {
-        let (endpoints, problem) = self.endpoints_of(&record);
+    fn put(&mut self, record: &KeyValue) {
+        let (endpoints, problem) = self.endpoints_of(record);
         let held = Held {
             revision: record.mod_revision,
             endpoints,
@@ -177,7 +177,7 @@ impl Set {
                 why: why.clone(),
             });
         }
-        self.records.insert(record.key, held);
+        self.records.insert(Arc::clone(&record.key), held);
     }
 
     fn delete(&mut self, key: &Key) {

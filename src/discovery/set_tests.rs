@@ -183,14 +183,14 @@ proptest! {
                     let held = (values[value % values.len()].clone(), revision);
                     // What is lost is lost: after it nothing is heard until the list was read.
                     if whole {
-                        set.events(vec![Event::Put(record(key, &held))]);
+                        set.events(&[Event::Put(record(key, &held))]);
                     }
                     store.insert(key.clone(), held);
                 }
                 Step::Delete(key) => {
                     let key = &keys[key % keys.len()];
                     if store.remove(key).is_some() && whole {
-                        set.events(vec![Event::Delete(key.as_bytes().into(), revision)]);
+                        set.events(&[Event::Delete(key.as_bytes().into(), revision)]);
                     }
                 }
                 Step::Unheard(changes) => {
@@ -213,7 +213,7 @@ proptest! {
                 }
                 Step::Read => {
                     whole = true;
-                    set.snapshot(all(&store));
+                    set.snapshot(&all(&store));
                 }
                 Step::Take(reader) => readers[*reader].take(),
             }
@@ -277,13 +277,13 @@ fn what_is_new_comes_before_what_is_gone() {
         }
         addresses(&pending.take())
     };
-    set.snapshot(plain(&[
+    set.snapshot(&plain(&[
         ("/web/1", "10.0.0.1:80"),
         ("/web/2", "10.0.0.2:80"),
     ]));
     assert_eq!(note(&mut set), ["+10.0.0.1:80", "+10.0.0.2:80"]);
     // The first goes, the second has another key, and a third comes.
-    set.snapshot(plain(&[
+    set.snapshot(&plain(&[
         ("/web/9", "10.0.0.2:80"),
         ("/web/3", "10.0.0.3:80"),
     ]));
@@ -303,18 +303,18 @@ fn a_record_that_can_t_be_read_is_told_once_and_takes_nothing_else_along() {
     let source = Source::service_in(Format::Plain, "/", "shop", "web").unwrap();
     let mut set = Set::new(source);
     let records = plain(&[("/web/1", "10.0.0.1:80"), ("/web/2", "not an address")]);
-    set.snapshot(records.clone());
+    set.snapshot(&records);
     assert_eq!(set.endpoints().len(), 1);
     assert_eq!(set.unreadable(), 1);
     let told = set.skipped();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].key, "/web/2");
-    set.snapshot(records);
+    set.snapshot(&records);
     assert!(set.skipped().is_empty());
     // It is mended, and broken again.
     for (value, unreadable) in [("10.0.0.2:80", 0), ("no address", 1)] {
         let held = (value.to_owned(), 3);
-        set.events(vec![Event::Put(record("/web/2", &held))]);
+        set.events(&[Event::Put(record("/web/2", &held))]);
         assert_eq!(set.unreadable(), unreadable);
         assert_eq!(set.skipped().len(), unreadable);
     }
@@ -324,7 +324,7 @@ fn a_record_that_can_t_be_read_is_told_once_and_takes_nothing_else_along() {
 fn keys_that_do_not_agree_are_noticed() {
     let source = Source::service_in(Format::Plain, "/", "shop", "web").unwrap();
     let mut set = Set::new(source);
-    set.snapshot(plain(&[("/web/1", "10.0.0.1:80")]));
+    set.snapshot(&plain(&[("/web/1", "10.0.0.1:80")]));
     let key = |name: &str| Key::from(name.as_bytes());
     assert!(set.agrees(5, &[(key("/web/1"), 2)]));
     assert!(!set.agrees(5, &[(key("/web/1"), 3)]));

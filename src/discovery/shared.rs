@@ -143,13 +143,13 @@ impl Shared {
     }
 
     /// All that stands in the range.
-    pub(super) fn read(&self, records: Vec<KeyValue>) {
+    pub(super) fn read(&self, records: &[KeyValue]) {
         self.change(|set| set.snapshot(records));
         self.set_state(State::Live);
     }
 
     /// What the watch delivered.
-    pub(super) fn events(&self, events: Vec<Event>) {
+    pub(super) fn events(&self, events: &[Event]) {
         self.change(|set| set.events(events));
     }
 

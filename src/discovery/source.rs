@@ -87,6 +87,11 @@ impl Source {
         names::service(service)?;
         names::prefix(prefix)?;
         format.check_prefix(prefix).map_err(SourceError::Prefix)?;
+        if prefix.is_empty() && matches!(format, Format::SkyDns(_)) {
+            return Err(SourceError::Prefix(
+                "format SkyDns has no prefix of its own: name path and zone reversed, for example `/skydns/local/skydns/`",
+            ));
+        }
         Ok(Self {
             below: format.scope(prefix, namespace, service),
             prefix: prefix.to_owned(),
@@ -193,7 +198,10 @@ mod tests {
             "Template",
         ] {
             let format = Format::by_name(name).unwrap();
-            let prefix = format.default_prefix();
+            let prefix = match &format {
+                Format::SkyDns(_) => "/skydns/local/skydns/",
+                format => format.default_prefix(),
+            };
             let source = Source::service_in(format.clone(), prefix, "shop", "web").unwrap();
             for other in ["web2", "web.x2", "we"] {
                 let scope = format.scope(prefix, "shop", other);
@@ -217,6 +225,10 @@ mod tests {
             (
                 Source::service_in(Format::Json, "", "shop", "web"),
                 "a prefix",
+            ),
+            (
+                Source::service_in(Format::by_name("SkyDns").unwrap(), "", "shop", "web"),
+                "zone reversed",
             ),
         ] {
             let error = made.unwrap_err().to_string();

@@ -1,11 +1,15 @@
 //! What is in a list, and what its readers are told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use etcd_registrar::discovery::{Change, Discovery, Format, Source, State};
+use etcd_registrar::discovery::{Change, Discovery, Format, Id, Source, State};
+
+use tokio::time::timeout;
 
 use crate::{
-    Etcd, addresses, delete, endpoint, live, next, prefix_of, put, ready, record, text,
+    Etcd, SOON, addresses, delete, endpoint, live, next, prefix_of, put, ready, record, text,
     through_proxy, until,
 };
 
@@ -221,7 +225,7 @@ async fn a_list_is_followed_until_its_last_handle_is_dropped() {
     };
     assert_eq!(watchers().await, "2");
     drop(changes);
-    tokio::time::timeout(crate::SOON, async {
+    timeout(SOON, async {
         while watchers().await != "1" {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -229,6 +233,50 @@ async fn a_list_is_followed_until_its_last_handle_is_dropped() {
     .await
     .unwrap();
     live(&another, true).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_between_the_list_and_the_watch() {
+    const ENDPOINTS: usize = 300;
+    const LISTS: usize = 20;
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    // Somebody writes all the time, and lists are followed meanwhile.
+    let written = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&written);
+    let writer = tokio::spawn(async move {
+        for port in 1..=ENDPOINTS {
+            let endpoint = endpoint("east", &format!("10.0.0.1:{port}"));
+            put(&mut client, &Format::Json, &endpoint).await;
+            if port % 3 == 0 {
+                delete(&mut client, &Format::Json, &endpoint).await;
+            }
+            counted.store(port, Ordering::SeqCst);
+        }
+    });
+    let discovery = etcd.discovery().await;
+    let mut lists = Vec::new();
+    for number in 0..LISTS {
+        let some = number * ENDPOINTS / LISTS;
+        until("some more", || written.load(Ordering::SeqCst) >= some).await;
+        let list = discovery.service("shop", "web").unwrap();
+        lists.push((list.changes(), list));
+    }
+    writer.await.unwrap();
+    let wanted = ENDPOINTS - ENDPOINTS / 3;
+    for (mut changes, list) in lists {
+        until("the whole list", || list.snapshot().len() == wanted).await;
+        // And who was told of changes only has it, too.
+        let all: BTreeSet<Id> = list.snapshot().iter().map(|e| e.id().clone()).collect();
+        let mut known = BTreeSet::new();
+        while known != all {
+            match timeout(SOON, changes.next()).await.unwrap().unwrap() {
+                Change::Added(endpoint) => assert!(known.insert(endpoint.id().clone())),
+                Change::Removed(endpoint) => assert!(known.remove(endpoint.id())),
+                Change::Changed { .. } => panic!("none was changed"),
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -171,11 +171,7 @@ fn discover_says_what_is_wrong_and_ends_with_a_code() {
         "/services/shop/web2/east/10.9.9.9:80",
     );
     ends(&["a/b"], 1, "service name");
-    ends(
-        &["web", "--format", "SkyDns"],
-        1,
-        "--prefix /skydns/local/skydns/",
-    );
+    ends(&["web", "--format", "SkyDns"], 1, "/skydns/local/skydns/");
     ends(&["web", "--format", "Yaml"], 2, "write one of Json, Plain");
     ends(&["web", "--metadata", "version"], 2, "name=value");
     let port = testbed::free_port().unwrap();
@@ -252,7 +248,7 @@ fn discover_prints_changes_as_they_come() {
     put(
         &etcd,
         key,
-        r#"{"address":"10.1.2.3:8080","host":"10.1.2.3","port":8080,"weight":7}"#,
+        r#"{"address":"10.1.2.3:8080","host":"10.1.2.3","port":8080,"scheme":"http","weight":7}"#,
     );
     assert_eq!(
         table.next(),
