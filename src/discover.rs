@@ -3,13 +3,14 @@
 //! Takes the flags, prints endpoints for a person or a program. Must never print what was not read: while etcd does not answer, it
 //! says so, and on standard error.
 
+use std::fmt::Write as _;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::{DiscoverArgs, OutputFormat};
-use crate::discovery::{Change, Discovery, Endpoint, Format, Service, Source, State};
+use crate::discovery::{Change, Discovery, Endpoint, Service, Source, State};
 use crate::model::endpoint::Protocol;
 
 /// The exit code where etcd answered, and has no such endpoint: 1 is a failure, and 2 a flag that is wrong.
@@ -196,7 +197,7 @@ struct Printer {
 
 impl Printer {
     fn new(args: &DiscoverArgs) -> Self {
-        let mut columns = match args.output {
+        let columns = match args.output {
             OutputFormat::Table if args.service.is_some() => {
                 vec![ADDRESS, PORT, CLUSTER, ZONE, POD, WEIGHT]
             }
@@ -213,7 +214,6 @@ impl Printer {
             ],
             OutputFormat::Addresses | OutputFormat::Json => vec![ADDRESS],
         };
-        columns.shrink_to_fit();
         Self {
             output: args.output,
             columns,
@@ -306,7 +306,8 @@ impl Printer {
                 .chars()
                 .map(|c| if c.is_control() { '?' } else { c })
                 .collect();
-            line.push_str(&format!("{cell:<width$}   "));
+            // Writing to a String can't fail.
+            let _ = write!(line, "{cell:<width$}   ");
         }
         format!("{}\n", line.trim_end())
     }
