@@ -895,7 +895,7 @@ impl Engine {
     }
 
     /// What was put after all is the record of its pod: where the value does not say so, nothing else tells once
-    /// nobody wants the key any more.
+    /// nobody wants the key any more. Who wanted it when it was seen in the mirror has it already.
     fn note_whose_stands(&mut self, batch: &[Change]) {
         for change in batch {
             let Write::Put {
@@ -909,7 +909,8 @@ impl Engine {
                 continue;
             };
             let standing = self.mirror.get(&change.key).filter(|record| {
-                record.mod_revision > change.planned_at
+                record.made_for == 0
+                    && record.mod_revision > change.planned_at
                     && record.lease == *lease
                     && *record.value == **value
             });
