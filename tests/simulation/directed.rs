@@ -882,3 +882,31 @@ fn the_key_of_a_lease_that_goes_while_a_record_is_put_there_is_put_back() {
         assert_eq!(world.expected().len(), 1);
     }
 }
+
+/// A removal could not be sent while the leader was live, and could be when it is so no more.
+#[test]
+fn a_leader_without_kubernetes_does_not_go_on_with_what_it_could_not_write_before() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = one(seed);
+        let pod = ready(&mut world, 2);
+        calm_down(&mut world);
+        let address = "/10.0.0.2:8080";
+        assert!(has_record_of(&world, address));
+        // It hears of the change, and no request of its that would follow it arrives.
+        world.hold_back(0, writes);
+        turn(&mut world, &pod, false);
+        run_while(&mut world, "tried", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        world.cut_off(0, 40 * SECOND);
+        // It is not live any more.
+        world.run_until(world.now + 20 * SECOND);
+        world.hold_back_no_more(0);
+        world.run_until(world.now + 10 * SECOND);
+        assert!(world.numbers(0).leads && !world.numbers(0).live);
+        assert!(has_record_of(&world, address), "it went on");
+        ends_well(&mut world, 1);
+        assert!(!has_record_of(&world, address));
+    }
+}

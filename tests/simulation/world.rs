@@ -1987,7 +1987,8 @@ impl World {
         }
     }
 
-    fn cut_off(&mut self, process: usize, pause: u64) {
+    /// A process does not reach Kubernetes for so long.
+    pub(crate) fn cut_off(&mut self, process: usize, pause: u64) {
         self.process(process).cut_until = self.now + pause;
         for resource in RESOURCES {
             self.wake_kube(process, resource, SECOND);
