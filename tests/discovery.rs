@@ -1,11 +1,11 @@
 //! The discovery library against a real etcd, and real gRPC servers.
 
-// Clippy takes only the `#[test]` functions themselves for tests, and not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::panic
+    clippy::panic,
+    reason = "clippy allows these in tests, not in the helpers next to them"
 )]
 
 #[path = "discovery/balance.rs"]
@@ -14,8 +14,9 @@ mod balance;
 mod faults;
 #[path = "discovery/lists.rs"]
 mod lists;
+#[path = "own_etcd/mod.rs"]
+mod own_etcd;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::Client;
@@ -24,46 +25,12 @@ use etcd_registrar::format::{Place, Record};
 use etcd_registrar::model::endpoint::{Endpoint, Protocol, Target};
 use tokio::time::timeout;
 
+use own_etcd::Etcd;
+
 /// What anything here may take at most, on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-/// An etcd that ends with the test. What its harness does blocks, so it is done on other threads: the tasks under
-/// test share the one thread of their runtime.
-#[derive(Clone)]
-struct Etcd(Arc<testbed::Etcd>);
-
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> testbed::Result<T> + Send + 'static,
-) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap().unwrap()
-}
-
 impl Etcd {
-    async fn start() -> Self {
-        Self::start_as(|builder| builder).await
-    }
-
-    async fn start_as(
-        change: impl FnOnce(testbed::EtcdBuilder) -> testbed::EtcdBuilder + Send + 'static,
-    ) -> Self {
-        let start = || change(testbed::Etcd::builder("discovery").unsafe_no_fsync()).start();
-        Self(Arc::new(off_thread(start).await))
-    }
-
-    /// Does something to it.
-    async fn does<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&testbed::Etcd) -> testbed::Result<T> + Send + 'static,
-    ) -> T {
-        let etcd = Arc::clone(&self.0);
-        off_thread(move || work(&etcd)).await
-    }
-
-    /// A client beside those under test.
-    async fn client(&self) -> Client {
-        Client::connect(self.0.endpoints(), None).await.unwrap()
-    }
-
     fn settings(&self) -> Settings {
         Settings {
             endpoints: self.0.endpoints().to_vec(),
@@ -130,6 +97,13 @@ fn prefix_of(format: &Format) -> &'static str {
 async fn put(client: &mut Client, format: &Format, endpoint: &Endpoint) {
     let record = record(format, endpoint);
     client.put(record.key, record.value, None).await.unwrap();
+}
+
+/// Puts so many endpoints, at 10.0.0.1:80 and on.
+async fn put_first(client: &mut Client, format: &Format, count: usize) {
+    for n in 1..=count {
+        put(client, format, &endpoint("east", &format!("10.0.0.{n}:80"))).await;
+    }
 }
 
 async fn delete(client: &mut Client, format: &Format, endpoint: &Endpoint) {

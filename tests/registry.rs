@@ -1,15 +1,17 @@
 //! The etcd side against a real etcd: requests, mirror, keeper, connection, purge.
 
-// Clippy takes only the `#[test]` functions themselves for tests, and not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::panic
+    clippy::panic,
+    reason = "clippy allows these in tests, not in the helpers next to them"
 )]
 
+#[path = "own_etcd/mod.rs"]
+mod own_etcd;
+
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, CompactionOptions, ConnectOptions, Permission, PermissionType};
@@ -25,6 +27,8 @@ use etcd_registrar::registry::requests::{DEADLINE, Requests, execute};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use own_etcd::Etcd;
+
 /// What anything here may take at most, on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -32,46 +36,9 @@ const SOON: Duration = Duration::from_secs(10);
 /// a busy machine.
 const NOTICED: Duration = Duration::from_millis(2_500);
 
-/// An etcd that ends with the test. What its harness does blocks, so it is done on other threads: the tasks under
-/// test share the one thread of their runtime.
-#[derive(Clone)]
-struct Etcd(Arc<testbed::Etcd>);
-
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> testbed::Result<T> + Send + 'static,
-) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap().unwrap()
-}
-
 impl Etcd {
-    /// One member, without TLS and authentication.
-    async fn start() -> Self {
-        Self::start_as(|builder| builder).await
-    }
-
-    async fn start_as(
-        change: impl FnOnce(testbed::EtcdBuilder) -> testbed::EtcdBuilder + Send + 'static,
-    ) -> Self {
-        let start = || change(testbed::Etcd::builder("registry").unsafe_no_fsync()).start();
-        Self(Arc::new(off_thread(start).await))
-    }
-
-    /// Does something to it.
-    async fn does<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&testbed::Etcd) -> testbed::Result<T> + Send + 'static,
-    ) -> T {
-        let etcd = Arc::clone(&self.0);
-        off_thread(move || work(&etcd)).await
-    }
-
     fn url(&self) -> String {
         self.0.endpoints()[0].clone()
-    }
-
-    /// A client beside those under test, of an etcd that asks for neither certificates nor a user.
-    async fn client(&self) -> Client {
-        Client::connect(self.0.endpoints(), None).await.unwrap()
     }
 
     /// What an operator needs to reach it.

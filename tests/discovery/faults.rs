@@ -7,7 +7,8 @@ use etcd_registrar::discovery::{Discovery, Format, Settings, Source, State};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    Etcd, SOON, addresses, delete, endpoint, live, next, put, ready, through_proxy, until,
+    Etcd, SOON, addresses, delete, endpoint, live, next, put, put_first, ready, through_proxy,
+    until,
 };
 
 /// A page of a server, over plain HTTP.
@@ -120,14 +121,7 @@ async fn a_wiped_etcd_is_believed() {
     let etcd = Etcd::start().await;
     let mut client = etcd.client().await;
     let json = Format::Json;
-    for n in 1..=3 {
-        put(
-            &mut client,
-            &json,
-            &endpoint("east", &format!("10.0.0.{n}:80")),
-        )
-        .await;
-    }
+    put_first(&mut client, &json, 3).await;
     let web = etcd.discovery().await.service("shop", "web").unwrap();
     ready(&web).await;
     assert_eq!(web.snapshot().len(), 3);
@@ -151,14 +145,7 @@ async fn what_was_compacted_while_the_connection_was_broken_is_not_missed() {
     let etcd = Etcd::start().await;
     let mut client = etcd.client().await;
     let json = Format::Json;
-    for n in 1..=2 {
-        put(
-            &mut client,
-            &json,
-            &endpoint("east", &format!("10.0.0.{n}:80")),
-        )
-        .await;
-    }
+    put_first(&mut client, &json, 2).await;
     let (proxy, settings) = through_proxy(&etcd);
     let web = Discovery::connect(settings)
         .await
