@@ -18,14 +18,12 @@ use std::time::{Duration, Instant};
 
 use etcd_registrar::accept::policy::Policy;
 use etcd_registrar::api::FormatType;
-use etcd_registrar::engine::etcd::{
-    Answer, Compare, Event, Key, KeyValue, Op, Range, Request, Txn,
-};
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource};
 use etcd_registrar::engine::{Engine, Settings};
 use etcd_registrar::format::Format;
 use etcd_registrar::kube::wire::{Item, Line, read_line, read_list_version, read_page, read_uid};
 use etcd_registrar::mirror::leases::SlotName;
+use etcd_registrar::model::etcd::{Answer, Compare, Event, Key, KeyValue, Op, Range, Request, Txn};
 use etcd_registrar::model::names;
 use etcd_registrar::model::selector::Selector;
 use proptest::prelude::*;

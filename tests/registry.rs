@@ -15,10 +15,10 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, CompactionOptions, ConnectOptions, Permission, PermissionType};
-use etcd_registrar::engine::etcd::{
+use etcd_registrar::engine::io::Input;
+use etcd_registrar::model::etcd::{
     Answer, Compare, Event, Failure, FailureKind, KeyValue, Op, Range, Refusal, Request, Txn,
 };
-use etcd_registrar::engine::io::Input;
 use etcd_registrar::registry::connection::{ConnectError, Connection, Settings, State};
 use etcd_registrar::registry::keeper::{self, Names};
 use etcd_registrar::registry::mirror::{self, Pace};

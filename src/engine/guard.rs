@@ -18,8 +18,8 @@ use crate::model::maps::HashMap;
 use crate::plan::{Need, is_in_the_way, named_pod, need};
 
 use super::Engine;
-use super::etcd::Key;
 use super::io::Now;
+use crate::model::etcd::Key;
 
 /// What goes within this time goes at once. What breaks for all pods at the same moment is seen over some seconds:
 /// a probe looks every 10 s by default, kubelets renew the leases of their nodes every 10 s, and the node controller

@@ -1,9 +1,10 @@
 //! The inputs and effects of the engine: all that passes between it and the tasks around it.
 
 use crate::api::{ServiceRegistrationSpec, ServiceRegistrationStatus};
+use crate::model::etcd::{
+    Answer, Event, Failure, Key, KeyValue, LeaseId, News, Range, Request, Revision,
+};
 use crate::model::pod::{Node, Pod};
-
-use super::etcd::{Answer, Event, Failure, Key, KeyValue, LeaseId, News, Range, Request, Revision};
 
 /// A point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::etcd::{Key, LeaseId};
+use crate::model::etcd::{Key, LeaseId};
 
 /// The names of the keys below `/registrar/<cluster>/`.
 #[derive(Clone, Debug)]

@@ -11,10 +11,9 @@ use crate::index::pods::Uid;
 use crate::index::registrations::Stamp;
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::Target;
+use crate::model::etcd::{Key, LeaseId, Revision};
 use crate::model::maps::HashMap;
 use std::sync::Arc;
-
-use super::etcd::{Key, LeaseId, Revision};
 
 /// The number of lanes: enough that a second batch travels while the first one is written to disk,
 /// few enough that a barrier for each is cheap. One more changes nothing that could be measured.

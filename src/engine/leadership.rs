@@ -9,14 +9,14 @@ use rand::Rng;
 
 use crate::mirror::Changed;
 
-use super::etcd::{
-    Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Refusal, Request,
-    Revision, Txn,
-};
 use super::io::{Effect, Resource};
 use super::kube_view::Mark;
 use super::lane::{LANES, Lane, State};
 use super::{Ask, Engine, Life};
+use crate::model::etcd::{
+    Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Refusal, Request,
+    Revision, Txn,
+};
 
 /// The TTL of the lease under `owner` and the marks, in seconds (design, section 5).
 const OWNER_TTL: i64 = 60;

@@ -19,9 +19,6 @@ mod pace;
 mod report;
 mod writer;
 
-/// What is asked of etcd and what it tells, in the words of the model.
-pub use crate::model::etcd;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -35,12 +32,12 @@ use crate::index::registrations::RegistrationId;
 use crate::index::{Index, Touched};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Mirror};
+use crate::model::etcd::{Answer, Failure, FailureKind, Key, LeaseId, Range, Request, Revision};
 use crate::model::maps::{HashMap, HashSet};
 use crate::model::pod::{Node, Pod};
 use crate::plan::ranges::ranges;
 use crate::plan::slots::Slots;
 
-use etcd::{Answer, Failure, FailureKind, Key, LeaseId, Range, Request, Revision};
 use guard::Guard;
 use io::{Effect, Input, KubeInput, Now, Object, Registration, Resource};
 use keys::OwnKeys;

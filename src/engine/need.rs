@@ -15,10 +15,10 @@ use crate::model::maps::HashSet;
 use crate::plan::{Need, Put, put};
 
 use super::Engine;
-use super::etcd::{Key, LeaseId, Range};
 use super::io::Effect;
 use super::lane::lane_of;
 use super::report::Problem;
+use crate::model::etcd::{Key, LeaseId, Range};
 
 /// A key that was read back as it was wanted.
 #[derive(Debug)]

@@ -6,9 +6,8 @@
 
 use std::sync::Arc;
 
+use crate::model::etcd::Key;
 use crate::model::maps::HashMap;
-
-use super::etcd::Key;
 
 /// All of a namespace's endpoints can be put so often at once: a registration that is moved puts each once,
 /// and a wiped etcd may come right after.

@@ -15,11 +15,11 @@ use crate::index::registrations::{RegistrationId, Standing};
 use crate::model::names::{MAX_DNS_SUBDOMAIN, shortened};
 use crate::summary::{Facts, leaderless, summary};
 
-use super::etcd::{Key, Range};
 use super::guard::{Mass, WINDOW_MICROS};
 use super::io::{Effect, EventType};
 use super::lane::Write;
 use super::{Engine, Life};
+use crate::model::etcd::{Key, Range};
 
 pub(super) use crate::summary::Problem;
 

@@ -15,15 +15,15 @@ use crate::model::endpoint::Target;
 use crate::model::maps::HashSet;
 use crate::plan::{Need, need, put};
 
-use super::etcd::{
-    Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Refusal, Request, Revision,
-    Txn,
-};
 use super::io::Effect;
 use super::lane::{Change, LANES, State, Write, lane_of};
 use super::need::Due;
 use super::report::Problem;
 use super::{Ask, Engine};
+use crate::model::etcd::{
+    Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Refusal, Request, Revision,
+    Txn,
+};
 
 /// The most operations of a transaction (design, section 8): etcd takes 128, of which the fence, the
 /// mark and its comparison need some.

@@ -16,11 +16,11 @@ use smallvec::SmallVec;
 use crate::accept::policy::{Limits, Policy};
 use crate::accept::{AcceptSettings, Accepted, AddressKind, Refusal, accept};
 use crate::api::{ServiceRegistrationStatus, reason};
-use crate::engine::etcd::Key;
 use crate::engine::io::Registration;
 use crate::format::{Place, Record};
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Endpoint, Target};
+use crate::model::etcd::Key;
 use crate::model::maps::HashMap;
 use crate::model::pod::{Node, Pod};
 

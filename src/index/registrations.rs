@@ -11,9 +11,9 @@ use smallvec::SmallVec;
 
 use crate::accept::{Accepted, AddressKind, Refusal};
 use crate::api::MAX_METADATA_CHARS;
-use crate::engine::etcd::Key;
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Endpoint, Target};
+use crate::model::etcd::Key;
 use crate::model::maps::HashMap;
 use crate::model::pod::ContainerPort;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::etcd::{LeaseId, Revision};
+use crate::model::etcd::{LeaseId, Revision};
 use crate::model::maps::HashMap;
 
 /// What a slot is for; the value of its key below `leases/`.

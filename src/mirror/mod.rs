@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::engine::etcd::{Event, Key, KeyValue, LeaseId, Range, Revision};
 use crate::format::Format;
 use crate::index::pods::Uid;
 use crate::index::registrations::Stamp;
 use crate::model::endpoint::Socket;
+use crate::model::etcd::{Event, Key, KeyValue, LeaseId, Range, Revision};
 use crate::model::maps::{HashMap, HashSet};
 
 use leases::{Leases, SlotName};

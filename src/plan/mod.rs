@@ -9,7 +9,6 @@ pub mod slots;
 use std::sync::Arc;
 
 use crate::accept::still_granted;
-use crate::engine::etcd::{Key, LeaseId};
 use crate::format::Format;
 use crate::index::pods::{PodId, Uid};
 use crate::index::registrations::{RegistrationId, Stamp, Standing};
@@ -17,6 +16,7 @@ use crate::index::{Claim, Index};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Mirror, Record};
 use crate::model::endpoint::{Protocol, Socket, Target};
+use crate::model::etcd::{Key, LeaseId};
 
 /// What a key needs.
 #[derive(Clone, Debug, PartialEq, Eq)]

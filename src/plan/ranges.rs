@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::engine::etcd::Range;
+use crate::model::etcd::Range;
 
 /// Above so many scopes, those of one parent (a namespace, in the Json format) are joined into one
 /// watch: each watch costs a request for its snapshot, and etcd some 350 bytes.

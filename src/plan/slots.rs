@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use crate::engine::etcd::{Key, LeaseId};
 use crate::mirror::Mirror;
 use crate::mirror::leases::SlotName;
+use crate::model::etcd::{Key, LeaseId};
 use crate::model::maps::HashMap;
 
 /// The leases that are granted for one slot.

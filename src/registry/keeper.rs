@@ -22,8 +22,8 @@ use super::connection::{Connection, Session, State, describe};
 use super::failure::{is_denied, late};
 use super::mirror::{self, Pace};
 use super::schedule::{Class, SHORTEST_TTL, Schedule, Told};
-use crate::engine::etcd::{Event, Key, KeyValue, LeaseId, Range};
 use crate::engine::io::Input;
+use crate::model::etcd::{Event, Key, KeyValue, LeaseId, Range};
 
 /// How long a keepalive may stay unanswered: less than a third of the shortest TTL of 5 s.
 const ANSWER_DEADLINE: Duration = Duration::from_millis(1_500);

@@ -15,7 +15,7 @@ use super::follower::ReadError;
 use super::keeper::lease_of;
 use super::mirror::{Pace, read_range};
 use super::requests::{DEADLINE, execute};
-use crate::engine::etcd::{
+use crate::model::etcd::{
     Answer, Compare, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Refusal, Request, Txn,
 };
 

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 pub use super::connection::DEADLINE;
 use super::connection::{Connection, State, describe};
 use super::failure::{MAX_MESSAGE, is_of_connection, key_value, kind, late};
-use crate::engine::etcd::{Answer, Compare, Failure, FailureKind, Op, Request, Txn};
 use crate::engine::io::Input;
+use crate::model::etcd::{Answer, Compare, Failure, FailureKind, Op, Request, Txn};
 
 /// Carries requests, each in a task of its own, so that lanes do not wait for each other.
 #[derive(Clone, Debug)]

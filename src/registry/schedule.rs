@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
-use crate::engine::etcd::LeaseId;
+use crate::model::etcd::LeaseId;
 
 /// Leases with a shorter TTL (seconds) are urgent: the default election TTL is 5 s, and a burst
 /// of 10,000 keepalives of records must not come before it. With a longer TTL a third of it is

@@ -11,11 +11,11 @@ use crate::api::reason;
 use crate::api::{
     ClusterCount, EndpointStatus, MAX_STATUS_ENDPOINTS, PodCounts, ServiceRegistrationStatus,
 };
-use crate::engine::etcd::{Key, LeaseId, Refusal};
 use crate::format::Format;
 use crate::index::Index;
 use crate::index::registrations::{RegistrationId, Standing, StoredRegistration};
 use crate::mirror::Mirror;
+use crate::model::etcd::{Key, LeaseId, Refusal};
 use crate::model::names::{self, shortened};
 use crate::plan::{Need, need};
 

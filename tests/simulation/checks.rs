@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use etcd_registrar::engine::etcd::{Compare, Key, KeyValue, LeaseId, Op, Request, Txn};
+use etcd_registrar::model::etcd::{Compare, Key, KeyValue, LeaseId, Op, Request, Txn};
 use etcd_registrar::model::pod::Pod;
 
 use crate::expected::{Wanted, without_zone};

@@ -5,9 +5,9 @@
 //! engine believes, but to make sure that it came to what is to be shown.
 
 use etcd_registrar::api::{FormatType, Port, PortProtocol};
-use etcd_registrar::engine::etcd::{Op, Request, Txn};
 use etcd_registrar::engine::io::Resource;
 use etcd_registrar::model::endpoint::Protocol;
+use etcd_registrar::model::etcd::{Op, Request, Txn};
 use etcd_registrar::model::pod::{ContainerPort, Node, Pod};
 
 use crate::model_etcd::{GoesOn, show};

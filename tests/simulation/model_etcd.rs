@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use etcd_registrar::engine::etcd::{
+use etcd_registrar::model::etcd::{
     Answer, Compare, Event, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Refusal,
     Request, Revision, Txn,
 };

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use etcd_registrar::engine::etcd::{
+use etcd_registrar::model::etcd::{
     Answer, Compare, Event, Key, KeyValue, LeaseId, Op, Range, Request, Revision, Txn,
 };
 use etcd_registrar::registry::requests::execute;

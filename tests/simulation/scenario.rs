@@ -10,9 +10,9 @@ use etcd_registrar::api::{
     Address, AddressFamily, FormatSpec, FormatType, MetadataSpec, Port, PortProtocol,
     ServiceRegistrationSpec,
 };
-use etcd_registrar::engine::etcd::{Key, Op, Request, Txn};
 use etcd_registrar::engine::io::Registration;
 use etcd_registrar::model::endpoint::Protocol;
+use etcd_registrar::model::etcd::{Key, Op, Request, Txn};
 use etcd_registrar::model::pod::{ContainerPort, Node, Pod};
 
 use crate::expected::accepted;

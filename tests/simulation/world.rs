@@ -14,12 +14,12 @@ use rand::{Rng, SeedableRng};
 
 use etcd_registrar::accept::AcceptSettings;
 use etcd_registrar::accept::policy::Policy;
-use etcd_registrar::engine::etcd::{
-    Answer, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Request, Revision, Txn,
-};
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource, WatchProblem};
 use etcd_registrar::engine::kube_view::LIVE_MICROS;
 use etcd_registrar::engine::{Engine, Numbers, Settings};
+use etcd_registrar::model::etcd::{
+    Answer, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Request, Revision, Txn,
+};
 use etcd_registrar::model::pod::Pod;
 
 use crate::checks::{Checks, lease_key};
@@ -1298,7 +1298,7 @@ impl World {
 
     /// Notes what an input tells a process of etcd and of Kubernetes.
     fn note_told(&mut self, process: usize, input: &Input) {
-        use etcd_registrar::engine::etcd::Event as Changed;
+        use etcd_registrar::model::etcd::Event as Changed;
         let (now, etcd) = (self.now, self.etcd_number);
         let found = self.process(process);
         match input {
@@ -1727,9 +1727,9 @@ impl World {
         &mut self,
         process: usize,
         range: &Range,
-        events: Vec<etcd_registrar::engine::etcd::Event>,
+        events: Vec<etcd_registrar::model::etcd::Event>,
     ) {
-        use etcd_registrar::engine::etcd::Event as Changed;
+        use etcd_registrar::model::etcd::Event as Changed;
         let last = match events.last() {
             None => return,
             Some(Changed::Put(kv)) => kv.mod_revision,
@@ -2427,7 +2427,7 @@ fn show_range(range: &Range) -> String {
 }
 
 fn show_input(input: &Input) -> String {
-    use etcd_registrar::engine::etcd::Event as Changed;
+    use etcd_registrar::model::etcd::Event as Changed;
     match input {
         Input::Events {
             range,
@@ -2531,6 +2531,6 @@ fn show_effect(effect: &Effect) -> String {
 }
 
 /// Keys are shared.
-pub(crate) fn key(text: &str) -> etcd_registrar::engine::etcd::Key {
+pub(crate) fn key(text: &str) -> etcd_registrar::model::etcd::Key {
     Arc::from(text.as_bytes())
 }
