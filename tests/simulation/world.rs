@@ -562,9 +562,9 @@ impl World {
                 self.crash(process);
                 continue;
             }
+            self.thaw(process);
             let now = self.now;
             let found = self.process(process);
-            found.frozen_until = found.frozen_until.min(now);
             found.cut_until = found.cut_until.min(now);
             if found.engine.is_none() && self.knobs.intruders > 0 {
                 // It had ended because the other cluster had the name.
@@ -573,6 +573,29 @@ impl World {
         }
         self.wake_all();
         self.after_etcd();
+    }
+
+    /// A process that stands still goes on. What came meanwhile comes before anything new and in its order, as from
+    /// the channels of the operator: no snapshot overtakes the news that the watch before it broke.
+    fn thaw(&mut self, process: usize) {
+        let now = self.now;
+        let frozen_until = &mut self.process(process).frozen_until;
+        let until = std::mem::replace(frozen_until, now.min(*frozen_until));
+        if until <= now {
+            return;
+        }
+        let of_process = |event: &Event| event.of().is_some_and(|(whose, _)| whose == process);
+        let waiting: Vec<(u64, u64)> = self
+            .queue
+            .range((until, 0)..=(until, u64::MAX))
+            .filter(|(_, event)| of_process(event))
+            .map(|(at, _)| *at)
+            .collect();
+        for at in waiting {
+            if let Some(event) = self.queue.remove(&at) {
+                self.queue.insert((now, at.1), event);
+            }
+        }
     }
 
     /// Every registration can be served again. Before, what is kept of those that are not is looked at.
@@ -1977,7 +2000,10 @@ impl World {
             }
             (Fault::Freeze, Some(process)) => {
                 let pause = self.rng.random_range(0..self.knobs.away);
-                self.process(process).frozen_until = self.now + pause;
+                // One that stands still already does not go on earlier: what waits would come out of its order.
+                let until = self.now + pause;
+                let found = self.process(process);
+                found.frozen_until = found.frozen_until.max(until);
             }
             (Fault::CutOff, Some(process)) => {
                 let pause = self.rng.random_range(0..40 * SECOND);
