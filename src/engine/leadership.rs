@@ -115,6 +115,8 @@ impl Engine {
     /// The watches broke: a leader reads everything anew before it goes on.
     pub(super) fn watch_broken(&mut self) {
         self.mirror.broken();
+        // A restored etcd may show the same bytes, put for another pod.
+        self.left.clear();
         if let Role::Leader(term) = &mut self.role {
             term.blind = true;
         }
@@ -608,6 +610,9 @@ impl Engine {
                 // Its election may have read the marks of another etcd.
                 self.sees_again();
             }
+            // What was under way when an earlier term ended stands by now, or never will.
+            let left = std::mem::take(&mut self.left);
+            self.note_whose_stands(&left);
             self.look_at_all();
             self.all_reports_due();
         }
@@ -692,7 +697,12 @@ impl Engine {
         for lease in own {
             self.effects.push(Effect::Release(lease));
         }
-        self.lanes = <[Lane; LANES]>::default();
+        for lane in std::mem::take(&mut self.lanes) {
+            self.left.extend(lane.unknown);
+            if let State::Wait { batch, .. } = lane.state {
+                self.left.extend(batch);
+            }
+        }
         self.slots = crate::plan::slots::Slots::default();
         self.flying.clear();
         self.flying_sockets.clear();

@@ -42,7 +42,7 @@ use guard::Guard;
 use io::{Effect, Input, KubeInput, Now, Object, Registration, Resource};
 use keys::OwnKeys;
 use kube_view::{KubeView, ListEnd};
-use lane::{LANES, Lane};
+use lane::{Change, LANES, Lane};
 use leadership::{Role, Session};
 use need::{Confirmed, Held, Turns};
 use pace::Pace;
@@ -170,6 +170,8 @@ pub struct Engine {
     role: Role,
     life: Life,
     lanes: [Lane; LANES],
+    /// What was under way, or of unknown outcome, when the last term ended: only this process knows for which pod.
+    left: Vec<Change>,
     slots: Slots,
     asks: HashMap<u64, Ask>,
     next_ask: u64,
@@ -245,6 +247,7 @@ impl Engine {
             role: Role::Standby,
             life: Life::Running,
             lanes: Default::default(),
+            left: Vec::new(),
             slots: Slots::default(),
             asks: HashMap::default(),
             next_ask: 1,

@@ -896,7 +896,7 @@ impl Engine {
 
     /// What was put after all is the record of its pod: where the value does not say so, nothing else tells once
     /// nobody wants the key any more. Who wanted it when it was seen in the mirror has it already.
-    fn note_whose_stands(&mut self, batch: &[Change]) {
+    pub(super) fn note_whose_stands(&mut self, batch: &[Change]) {
         for change in batch {
             let Write::Put {
                 lease,

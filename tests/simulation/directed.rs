@@ -746,9 +746,8 @@ fn an_old_list_that_is_discarded_changes_nothing() {
 }
 
 /// A record that does not say whose it is was put without its writer hearing so, and is to stand under another key when
-/// it is read.
-#[test]
-fn a_record_of_unknown_outcome_goes_when_its_successor_stands() {
+/// it is read. `meanwhile`: what happens before its writer may write again.
+fn put_unheard_and_moved(meanwhile: impl Fn(&mut World)) {
     for seed in 0..SEEDS {
         let _named = Named(seed);
         let mut world = World::new(seed, Knobs::default(), false);
@@ -768,10 +767,24 @@ fn a_record_of_unknown_outcome_goes_when_its_successor_stands() {
         scenario::put(&mut world, plain("new/"));
         world.wake_all();
         world.run_until(world.now + SECOND);
+        meanwhile(&mut world);
         world.hold_back_no_more(0);
         ends_well(&mut world, 1);
         assert_eq!(since(&world, from), ["put old", "put new", "delete old"]);
     }
+}
+
+#[test]
+fn a_record_of_unknown_outcome_goes_when_its_successor_stands() {
+    put_unheard_and_moved(|_| {});
+}
+
+#[test]
+fn a_record_of_unknown_outcome_goes_when_its_successor_stands_in_the_next_term_too() {
+    put_unheard_and_moved(|world| {
+        world.end_leader_lease();
+        run_while(world, "deposed", 5 * SECOND, |world| world.numbers(0).leads);
+    });
 }
 
 /// Removals are held, and the last of three pods is held when its record is written.
