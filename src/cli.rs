@@ -317,9 +317,9 @@ pub struct DiscoverArgs {
 }
 
 fn format(text: &str) -> Result<Format, String> {
-    const NAMES: [&str; 10] = [
+    const NAMES: [&str; 11] = [
         "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
-        "Template",
+        "Apisix", "Template",
     ];
     NAMES
         .iter()

@@ -202,8 +202,9 @@ fn few(new: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<(usize, V
 }
 
 /// All that can be read without settings.
-const FORMATS: [&str; 10] = [
-    "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik", "Template",
+const FORMATS: [&str; 11] = [
+    "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik", "Apisix",
+    "Template",
 ];
 
 const NAMESPACES: [&str; 2] = ["shop", "ops"];

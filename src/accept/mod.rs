@@ -18,7 +18,7 @@ use crate::api::{
 use crate::format::sky_dns::SkyDns;
 use crate::format::template::Template;
 use crate::format::traefik::Kind;
-use crate::format::{Format, Place, kratos, sky_dns, template};
+use crate::format::{Format, Place, apisix, kratos, sky_dns, template};
 use crate::model::endpoint::{Family, Protocol};
 use crate::model::names;
 use crate::model::selector::Selector;
@@ -153,6 +153,25 @@ fn format_of(spec: &ServiceRegistrationSpec, ports: &[AcceptedPort]) -> Result<F
                 }
             }
         }
+        FormatType::Apisix => {
+            for port in ports {
+                let udp = port.scheme == "udp";
+                let fits = match port.protocol {
+                    Protocol::Tcp => !udp,
+                    Protocol::Udp => udp,
+                    Protocol::Sctp => false,
+                };
+                if !(fits && apisix::SCHEMES.contains(&&*port.scheme)) {
+                    return Err(invalid(format!(
+                        "port {} is {} and has the scheme {:?}: for APISIX write TCP and `http`, `https`, `grpc`, `grpcs`, `tcp` or `tls`, or UDP and `udp`",
+                        port.name,
+                        port.protocol.as_str(),
+                        port.scheme
+                    )));
+                }
+            }
+            Format::Apisix
+        }
         FormatType::Template => {
             let Some(settings) = &spec.template else {
                 return Err(invalid(
@@ -230,6 +249,7 @@ fn type_of(format: &Format) -> FormatType {
         Format::SkyDns(_) => FormatType::SkyDns,
         Format::GoMicro => FormatType::GoMicro,
         Format::Traefik(_) => FormatType::Traefik,
+        Format::Apisix => FormatType::Apisix,
         Format::Template(_) => FormatType::Template,
     }
 }
@@ -273,6 +293,13 @@ pub fn accept(
         let cluster = &settings.cluster_name;
         sky_dns::check(&dns.zone, namespace, service, cluster, ports).map_err(invalid)?;
     }
+    if format.is_aggregate() && settings.cluster_name.len() > apisix::MAX_CLUSTER {
+        return Err(invalid(format!(
+            "the ids of APISIX have no room for the cluster's name {:?}: start the operator with a --cluster-name of at most {} characters, or write another format",
+            settings.cluster_name,
+            apisix::MAX_CLUSTER
+        )));
+    }
     let prefix = &*prefix_of(spec, &format)?;
     let ttl = within(
         "leaseTTLSeconds",
@@ -305,7 +332,7 @@ pub fn accept(
             .map_err(invalid)?;
     }
 
-    let scope = format.scope(prefix, namespace, service);
+    let scope = format.scope_in(prefix, &settings.cluster_name, namespace, service);
     if meets(&scope, &settings.registrar_prefix) {
         return Err(Refusal {
             reason: reason::RESERVED_PREFIX,

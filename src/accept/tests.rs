@@ -16,7 +16,7 @@ fn settings() -> AcceptSettings {
 
 fn everything() -> Policy {
     Policy::parse(
-        "rules: [{namespaces: ['*'], formats: [Json, Plain, Grpc, Kitex, Hertz, Kratos, SkyDns, GoMicro, Traefik, Template], prefixes: ['*']}]",
+        "rules: [{namespaces: ['*'], formats: [Json, Plain, Grpc, Kitex, Hertz, Kratos, SkyDns, GoMicro, Traefik, Apisix, Template], prefixes: ['*']}]",
     )
     .unwrap()
 }
@@ -512,6 +512,7 @@ proptest! {
         service in proptest::option::of("[a-c./*\n]{1,6}|registrar|shop"),
         format in proptest::sample::select(vec![
             "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
+            "Apisix",
         ]),
         default_policy in any::<bool>(),
     ) {

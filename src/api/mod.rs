@@ -154,6 +154,12 @@ pub const MAX_STATUS_ENDPOINTS: usize = 100;
     validation = Rule::new("self.format.type != 'Traefik' || self.ports.all(p, has(p.scheme) && p.scheme in ['http', 'https', 'h2c'] && p.protocol == 'TCP') || self.ports.all(p, !has(p.scheme) && p.protocol == 'TCP') || self.ports.all(p, !has(p.scheme) && p.protocol == 'UDP')")
         .message("the ports of a registration for Traefik are all of one kind: TCP with the scheme `http`, `https` or `h2c` for HTTP services, or all TCP, or all UDP, without a scheme; register others in a ServiceRegistration of their own")
         .field_path(".ports"),
+    validation = Rule::new("self.format.type != 'Apisix' || !has(self.prefix) || (self.prefix.startsWith('/') && self.prefix.endsWith('/upstreams/'))")
+        .message("format Apisix needs the prefix of APISIX's etcd and `/upstreams/` as its prefix, because APISIX reads upstreams nowhere else: write for example `/apisix/upstreams/`")
+        .field_path(".prefix"),
+    validation = Rule::new("self.format.type != 'Apisix' || self.ports.all(p, has(p.scheme) && (p.protocol == 'TCP' && p.scheme in ['http', 'https', 'grpc', 'grpcs', 'tcp', 'tls'] || p.protocol == 'UDP' && p.scheme == 'udp'))")
+        .message("with format Apisix each port needs a scheme of an upstream: write TCP and `http`, `https`, `grpc`, `grpcs`, `tcp` or `tls`, or UDP and `udp`")
+        .field_path(".ports"),
     validation = Rule::new("!(self.format.type in ['Json', 'Plain', 'Grpc', 'Kitex', 'Hertz', 'Kratos']) || self.ports.all(p, !has(p.port) || self.ports.exists_one(q, has(q.port) && q.port == p.port))")
         .message("two ports have one number, but the keys of this format hold no more than address and number: register each of them under a service of its own")
         .field_path(".ports"),
@@ -195,8 +201,8 @@ pub struct ServiceRegistrationSpec {
     /// Where the keys begin. It ends with a slash, and the operator's policy must grant it to the
     /// namespace. The format's own when absent: `/services/` for Json, `/` for Plain, none for
     /// Grpc, `kitex/registry-etcd/` for Kitex, `hertz/registry-etcd/` for Hertz, `/microservices/` for
-    /// Kratos, `/micro/registry/` for GoMicro, `traefik/` for Traefik, none for Template. That of SkyDns
-    /// comes from its path and zone.
+    /// Kratos, `/micro/registry/` for GoMicro, `traefik/` for Traefik, `/apisix/upstreams/` for Apisix, none
+    /// for Template. That of SkyDns comes from its path and zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(max = 256))]
     #[x_kube(
@@ -343,7 +349,8 @@ pub struct FormatSpec {
     /// address. Grpc: what the resolver of gRPC-Go reads. Kitex, Hertz, Kratos, GoMicro: what the
     /// registries of those frameworks read. SkyDns: what CoreDNS reads, below
     /// `/{path}/{zone reversed}/{namespace}/{service}/`. Traefik: what the KV provider of Traefik 3
-    /// reads, as services `{namespace}.{service}.{port}`. Template: keys and values of one's own.
+    /// reads, as services `{namespace}.{service}.{port}`. Apisix: upstreams of APISIX, one for all endpoints of a
+    /// port, `{prefix}{cluster}.{namespace}.{service}.{port}`. Template: keys and values of one's own.
     #[serde(rename = "type")]
     pub type_: FormatType,
 
@@ -441,6 +448,8 @@ pub enum FormatType {
     GoMicro,
     /// The KV provider of Traefik 3.
     Traefik,
+    /// Upstreams of APISIX.
+    Apisix,
     /// Templates of one's own.
     Template,
 }

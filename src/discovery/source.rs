@@ -92,12 +92,17 @@ impl Source {
                 "format SkyDns has no prefix of its own: name path and zone reversed, for example `/skydns/local/skydns/`",
             ));
         }
+        let mut filter = Filter::default();
+        if format.is_aggregate() {
+            // Its keys begin with the cluster: the services of all namespaces are read, and told apart.
+            filter.namespaces.push(namespace.to_owned());
+        }
         Ok(Self {
             below: format.scope(prefix, namespace, service),
             prefix: prefix.to_owned(),
             format,
             service: Some(service.to_owned()),
-            filter: Filter::default(),
+            filter,
         })
     }
 
@@ -195,7 +200,7 @@ mod tests {
     fn a_service_never_reads_the_keys_of_another() {
         for name in [
             "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
-            "Template",
+            "Apisix", "Template",
         ] {
             let format = Format::by_name(name).unwrap();
             let prefix = match &format {
@@ -205,8 +210,8 @@ mod tests {
             let source = Source::service_in(format.clone(), prefix, "shop", "web").unwrap();
             for other in ["web2", "web.x2", "we"] {
                 let scope = format.scope(prefix, "shop", other);
-                // Those of Traefik are told apart when they are read.
-                if name != "Traefik" || other != "web.x2" {
+                // Those of Traefik and Apisix are told apart when they are read.
+                if name != "Apisix" && (name != "Traefik" || other != "web.x2") {
                     assert!(!source.range().contains(scope.as_bytes()), "{name} {other}");
                 }
             }

@@ -262,7 +262,11 @@ impl Engine {
         let Some(stored) = self.index.registration(unready.registration) else {
             return;
         };
-        let rule = self.index.policy().mass_removals(&stored.namespace);
+        let mut rule = self.index.policy().mass_removals(&stored.namespace);
+        if stored.serving().is_some_and(|a| a.format.is_aggregate()) {
+            // Its record is one: it can't stand for some of the pods as they were.
+            rule.hold_seconds = 0;
+        }
         let wanted = stored.pods_wanted as usize + not_told;
         let Some(mass) = self.guard.went(unready, wanted, rule, self.now) else {
             return;

@@ -32,10 +32,10 @@ pub(super) enum Write {
         lease_key: bool,
         /// The value.
         value: Vec<u8>,
-        /// What the record stands for.
+        /// What the record stands for; of one for all pods, what it did not stand for before.
         targets: Vec<Target>,
-        /// The pod that it is for.
-        uid: Uid,
+        /// The pod that it is for; `None`: all pods of the registration.
+        uid: Option<Uid>,
         /// What of the index it was made from.
         stamp: Stamp,
     },
@@ -43,6 +43,17 @@ pub(super) enum Write {
     LeaseKey(LeaseId, Arc<SlotName>),
     /// Deletes the record.
     Delete,
+}
+
+/// What is in flight at a key, or of unknown outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flying {
+    /// A record of this pod.
+    Of(Uid),
+    /// A record of all pods of a registration.
+    OfAll,
+    /// None that stands for an address.
+    Other,
 }
 
 /// One key of a transaction.

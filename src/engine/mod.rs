@@ -42,7 +42,7 @@ use guard::Guard;
 use io::{Effect, Input, KubeInput, Now, Object, Registration, Resource};
 use keys::OwnKeys;
 use kube_view::{KubeView, ListEnd};
-use lane::{Change, LANES, Lane};
+use lane::{Change, Flying, LANES, Lane};
 use leadership::{Role, Session};
 use need::{Confirmed, Held, Turns};
 use pace::Pace;
@@ -175,9 +175,8 @@ pub struct Engine {
     slots: Slots,
     asks: HashMap<u64, Ask>,
     next_ask: u64,
-    /// Keys that are in flight or of unknown outcome, with the pod whose record is put there; and those of
-    /// puts by the address that they stand for.
-    flying: HashMap<Key, Option<Uid>>,
+    /// Keys that are in flight or of unknown outcome; and those of puts by the address that they stand for.
+    flying: HashMap<Key, Flying>,
     flying_sockets: HashMap<crate::model::endpoint::Socket, Vec<Key>>,
     /// Keys to be looked at again at a time.
     timers: BTreeMap<u64, Vec<Key>>,

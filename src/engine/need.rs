@@ -7,16 +7,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::format::bundle_of;
+use crate::index::Claim;
 use crate::index::pods::Uid;
 use crate::index::registrations::{RegistrationId, Standing};
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Protocol, Socket, Target};
 use crate::model::maps::HashSet;
-use crate::plan::{Need, Put, put};
+use crate::plan::{Need, Put, put, put_aggregate, stands};
 
 use super::Engine;
 use super::io::Effect;
-use super::lane::lane_of;
+use super::lane::{Flying, lane_of};
 use super::report::Problem;
 use crate::model::etcd::{Key, LeaseId, Range};
 
@@ -107,11 +108,15 @@ impl Engine {
                 }
             }
         }
+        let first = match &need {
+            Need::Put(claim) => self.takes_away(key, *claim),
+            _ => writes == Some(true),
+        };
         // One that is in flight waits there: its lane sends nothing before the outcome is known.
         if self.leads()
             && let Some(lane) = self.lanes.get_mut(lane_of(key))
         {
-            lane.push(Arc::clone(key), writes == Some(true));
+            lane.push(Arc::clone(key), first);
         }
     }
 
@@ -121,10 +126,9 @@ impl Engine {
         let now = self.now.monotonic;
         let later = match &need {
             Need::Put(claim) => {
-                let resting = self
-                    .index
-                    .pods()
-                    .get(claim.pod)
+                let resting = claim
+                    .pod
+                    .and_then(|pod| self.index.pods().get(pod))
                     .and_then(|pod| self.turns.get(&pod.uid))
                     .map_or(0, |turns| turns.hold_until);
                 let absent = self.mirror.get(key).is_none();
@@ -155,10 +159,14 @@ impl Engine {
             return None;
         }
         match need {
+            Need::Put(claim) if claim.pod.is_none() => self.aggregate_due(key, claim),
             Need::Put(claim) => {
                 let put = put(&self.index, &self.mirror, key, claim)?;
                 let sockets = put.targets.iter().map(Target::socket);
-                if !self.address_is_free_in_flight(key, put.uid, sockets) {
+                if !put
+                    .uid
+                    .is_some_and(|uid| self.address_is_free_in_flight(key, uid, sockets))
+                {
                     // Looked at again when what is in flight has landed.
                     return None;
                 }
@@ -173,6 +181,58 @@ impl Engine {
             Need::Delete => Some(Due::Delete),
             _ => None,
         }
+    }
+
+    /// The same for a record of all pods, which is put seldom enough, but at once where an endpoint is gone.
+    fn aggregate_due(&mut self, key: &Key, claim: Claim) -> Option<Due> {
+        let now = self.now.monotonic;
+        let standing = self.mirror.get(key).map(|r| (r.mod_revision, r.made_for));
+        let takes_away = self.takes_away(key, claim);
+        let turn = self.pace.aggregate_turn(key, takes_away, now);
+        if turn > now {
+            if self.pace.aggregate_waits(key, turn, now) {
+                self.at(turn, Arc::clone(key));
+            }
+            return None;
+        }
+        let mut rested = None;
+        let put = put_aggregate(&self.index, &self.mirror, key, claim, |part| {
+            let turns = self.turns.get(&part.uid);
+            if let Some(turns) = turns.filter(|turns| turns.hold_until > now) {
+                rested = rested.max(Some(turns.hold_until));
+                return false;
+            }
+            // Looked at again when what is in flight has landed.
+            let socket = std::iter::once(part.entry.target.socket());
+            self.address_is_free_in_flight(key, part.uid, socket)
+        })?;
+        if let Some(rested) = rested {
+            self.at(rested, Arc::clone(key));
+        }
+        if stands(&self.mirror, key, &put) {
+            if let Some((at, _)) = standing.filter(|_| put.stamp != 0) {
+                self.mirror.note_made(key, at, put.stamp);
+                self.look(key, None);
+            }
+            return None;
+        }
+        if !takes_away {
+            let turn = self.turn(key, claim.registration);
+            if turn > now {
+                self.at(turn, Arc::clone(key));
+                return None;
+            }
+        }
+        Some(Due::Put(Box::new(put)))
+    }
+
+    /// Whether a record of all pods may have an endpoint that is gone.
+    fn takes_away(&self, key: &Key, claim: Claim) -> bool {
+        claim.pod.is_none()
+            && self
+                .mirror
+                .get(key)
+                .is_some_and(|record| self.index.may_have_lost(claim, key, record.made_for))
     }
 
     /// When the namespace of a registration may put one more record.
@@ -196,10 +256,10 @@ impl Engine {
     /// A frozen leader puts back what it had confirmed and changes nothing else.
     fn puts_back(&self, key: &Key, need: &Need) -> bool {
         match need {
-            Need::Put(claim) => self
-                .confirmed
-                .get(key)
-                .is_some_and(|known| known.registration == claim.registration),
+            // One of all pods may be wanted otherwise because of a pod, and then stays as it is.
+            Need::Put(claim) => self.confirmed.get(key).is_some_and(|known| {
+                known.registration == claim.registration && (claim.pod.is_some() || known.drifted)
+            }),
             Need::LeaseKey(..) => true,
             _ => false,
         }
@@ -246,8 +306,9 @@ impl Engine {
                 .flatten()
                 .filter(|other| *other != key)
                 .all(|other| match self.flying.get(other) {
-                    Some(Some(other)) => *other == pod,
-                    _ => true,
+                    Some(Flying::Of(other)) => *other == pod,
+                    Some(Flying::OfAll) => false,
+                    Some(Flying::Other) | None => true,
                 })
         })
     }
@@ -261,14 +322,15 @@ impl Engine {
             _ => None,
         };
         if let Some(claim) = claim
-            && let Some(stamp) = self.index.stamp(claim)
+            && let Some(id) = claim.pod
+            && let Some(stamp) = self.index.stamp(claim, key)
             && let Some((at, made_for)) = self.mirror.get(key).map(|r| (r.mod_revision, r.made_for))
             && made_for != stamp
         {
             self.mirror.note_made(key, at, stamp);
             if let Some(stored) = self.index.registration(claim.registration)
                 && stored.serving().is_some_and(|a| !a.format.names_pod())
-                && let Some(pod) = self.index.pods().get(claim.pod)
+                && let Some(pod) = self.index.pods().get(id)
             {
                 // Once nobody wants the key any more, nothing else tells whose it was.
                 return self.mirror.note_pod(key, at, pod.uid);

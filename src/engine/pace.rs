@@ -4,6 +4,7 @@
 //! changes a registration, labels or readiness all the time must not keep etcd busy for the others. Must
 //! never hold up a removal, and never read a clock.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::model::etcd::Key;
@@ -19,6 +20,10 @@ const ROUND_SECONDS: u64 = 60;
 /// The fewest puts a second, for the same reason as [`LEAST_AT_ONCE`]; etcd takes ten thousands.
 const LEAST_PER_SECOND: u64 = 100;
 const SECOND: u64 = 1_000_000;
+/// A record of all pods is put so often in any second (design, section 8).
+const AGGREGATE_PUTS: usize = 10;
+/// What takes no endpoint away leaves half of them to what does, so that who is gone is gone at once.
+const AGGREGATE_PAUSE: u64 = 2 * SECOND / AGGREGATE_PUTS as u64;
 
 /// The puts of all namespaces.
 #[derive(Debug, Default)]
@@ -29,6 +34,17 @@ pub(super) struct Pace {
     waiting: HashMap<Key, (u64, Arc<str>)>,
     /// How many of them each namespace has.
     counts: HashMap<Arc<str>, usize>,
+    /// Records of all pods that were put within the last second.
+    aggregates: HashMap<Key, Puts>,
+}
+
+/// The last puts of a record of all pods.
+#[derive(Debug, Default)]
+struct Puts {
+    /// When they were sent, the newest last; at most [`AGGREGATE_PUTS`].
+    times: VecDeque<u64>,
+    /// When it is looked at again.
+    waits: u64,
 }
 
 impl Pace {
@@ -66,6 +82,39 @@ impl Pace {
         turn
     }
 
+    /// When a record of all pods may be put: now, or at the time that is given.
+    pub(super) fn aggregate_turn(&self, key: &Key, takes_away: bool, now: u64) -> u64 {
+        let Some(puts) = self.aggregates.get(key) else {
+            return now;
+        };
+        let full = puts.times.len() == AGGREGATE_PUTS;
+        let oldest = puts.times.front().filter(|_| full);
+        let newest = puts.times.back().filter(|_| !takes_away);
+        let turn = oldest.map_or(0, |at| at + SECOND);
+        now.max(turn)
+            .max(newest.map_or(0, |at| at + AGGREGATE_PAUSE))
+    }
+
+    /// It waits until then. Whether it did not until as early a time.
+    pub(super) fn aggregate_waits(&mut self, key: &Key, turn: u64, now: u64) -> bool {
+        let puts = self.aggregates.entry(Key::clone(key)).or_default();
+        let sooner = puts.waits <= now || turn < puts.waits;
+        if sooner {
+            puts.waits = turn;
+        }
+        sooner
+    }
+
+    /// A record of all pods is put.
+    pub(super) fn aggregate_written(&mut self, key: &Key, now: u64) {
+        let puts = self.aggregates.entry(Key::clone(key)).or_default();
+        if puts.times.len() == AGGREGATE_PUTS {
+            puts.times.pop_front();
+        }
+        puts.times.push_back(now);
+        puts.waits = 0;
+    }
+
     /// How many records of a namespace wait for their turn.
     pub(super) fn waiting(&self, namespace: &str) -> usize {
         self.counts.get(namespace).copied().unwrap_or(0)
@@ -91,6 +140,9 @@ impl Pace {
     /// Forgets namespaces that have not put more than their rate, and turns that nobody took.
     pub(super) fn sweep(&mut self, now: u64) {
         self.namespaces.retain(|_, spent| *spent > now);
+        self.aggregates.retain(|_, puts| {
+            puts.times.back().is_some_and(|at| at + SECOND > now) || puts.waits > now
+        });
         let late: Vec<Key> = self
             .waiting
             .iter()

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::accept::policy::MassRemovals;
 use crate::api::{ServiceRegistrationStatus, reason};
-use crate::format::bundle_of;
+use crate::format::has_dotted_scope;
 use crate::index::registrations::{RegistrationId, Standing};
 use crate::model::names::{MAX_DNS_SUBDOMAIN, shortened};
 use crate::summary::{Facts, leaderless, summary};
@@ -147,8 +147,8 @@ impl Engine {
         };
         let mut ids: Vec<RegistrationId> = Vec::new();
         let mut end = text.len();
-        // The scopes of Traefik end with a dot; of other keys a dot says nothing.
-        let ends: &[char] = if bundle_of(key).len() < key.len() {
+        // The scopes of Traefik and Apisix end with a dot; of other keys a dot says nothing.
+        let ends: &[char] = if has_dotted_scope(key) {
             &['/', '.']
         } else {
             &['/']

@@ -16,7 +16,7 @@ use crate::model::maps::HashSet;
 use crate::plan::{Need, need, put};
 
 use super::io::Effect;
-use super::lane::{Change, LANES, State, Write, lane_of};
+use super::lane::{Change, Flying, LANES, State, Write, lane_of};
 use super::need::Due;
 use super::report::Problem;
 use super::{Ask, Engine};
@@ -591,14 +591,16 @@ impl Engine {
                     let made = Made {
                         // Of several, the record's value tells which one it names.
                         socket: match targets.as_slice() {
-                            [only] => Some(only.socket()),
+                            [only] if uid.is_some() => Some(only.socket()),
                             _ => None,
                         },
                         stamp: *stamp,
                     };
                     self.mirror
                         .put(&change.key, kv(value, *lease), made, &mut changed);
-                    if Format::by_name(&slot.format).is_some_and(|format| !format.names_pod()) {
+                    if let Some(uid) = uid
+                        && Format::by_name(&slot.format).is_some_and(|format| !format.names_pod())
+                    {
                         self.mirror.note_pod(&change.key, revision, *uid);
                     }
                 }
@@ -871,9 +873,12 @@ impl Engine {
             // A removal without space: what is unknown of the key stays so.
             return;
         }
-        let mut pod = None;
+        let mut flying = Flying::Other;
         if let Write::Put { targets, uid, .. } = &change.write {
-            pod = Some(*uid);
+            flying = uid.map_or(Flying::OfAll, Flying::Of);
+            if uid.is_none() {
+                self.pace.aggregate_written(&change.key, self.now.monotonic);
+            }
             for socket in targets.iter().map(Target::socket) {
                 self.flying_sockets
                     .entry(socket)
@@ -881,7 +886,7 @@ impl Engine {
                     .push(Arc::clone(&change.key));
             }
         }
-        self.flying.insert(Arc::clone(&change.key), pod);
+        self.flying.insert(Arc::clone(&change.key), flying);
     }
 
     /// The outcome of these changes is known: their keys are looked at again.
@@ -902,7 +907,7 @@ impl Engine {
                 lease,
                 slot,
                 value,
-                uid,
+                uid: Some(uid),
                 ..
             } = &change.write
             else {

@@ -8,6 +8,7 @@
 //! stand for several endpoints of its pod (all ports in one), and an endpoint may need several
 //! records; [`Rules`] say how they go to etcd.
 
+pub mod apisix;
 mod go_micro;
 mod grpc;
 mod json;
@@ -55,6 +56,8 @@ pub enum Format {
     GoMicro,
     /// The KV provider of Traefik 3.
     Traefik(Kind),
+    /// Upstreams of APISIX.
+    Apisix,
     /// Templates of the registration's own; none where they are not known, and records are only read.
     Template(Option<Template>),
 }
@@ -75,6 +78,32 @@ pub struct Record {
     pub value: Vec<u8>,
     /// The targets of the endpoints, in the order given.
     pub targets: Vec<Target>,
+}
+
+/// What one record is for that stands for all endpoints of a port, whatever their pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aggregate<'a> {
+    /// The cluster.
+    pub cluster: &'a str,
+    /// The namespace.
+    pub namespace: &'a str,
+    /// The service's name.
+    pub service: &'a str,
+    /// The name of the port.
+    pub port_name: &'a str,
+    /// The scheme of the port.
+    pub scheme: &'a str,
+}
+
+/// An endpoint in such a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Address, port and protocol.
+    pub target: Target,
+    /// The weight.
+    pub weight: u32,
+    /// The zone; empty when unknown.
+    pub zone: &'a str,
 }
 
 /// How the records of one pod go into transactions.
@@ -192,6 +221,9 @@ pub enum ReadError {
     /// It tells something of an endpoint whose address stands at another key.
     #[error("the address of the endpoint stands at another key")]
     Beside,
+    /// It stands for no endpoint now, and may again.
+    #[error("it has no endpoint")]
+    Empty,
 }
 
 impl Format {
@@ -208,6 +240,7 @@ impl Format {
             Self::SkyDns(_) => "SkyDns",
             Self::GoMicro => "GoMicro",
             Self::Traefik(_) => "Traefik",
+            Self::Apisix => "Apisix",
             Self::Template(_) => "Template",
         }
     }
@@ -225,6 +258,7 @@ impl Format {
             "SkyDns" => Self::SkyDns(SkyDns::default()),
             "GoMicro" => Self::GoMicro,
             "Traefik" => Self::Traefik(Kind::default()),
+            "Apisix" => Self::Apisix,
             "Template" => Self::Template(None),
             _ => return None,
         })
@@ -244,6 +278,7 @@ impl Format {
             Self::SkyDns(_) | Self::Template(_) => "",
             Self::GoMicro => go_micro::PREFIX,
             Self::Traefik(_) => traefik::DEFAULT_PREFIX,
+            Self::Apisix => apisix::DEFAULT_PREFIX,
         }
     }
 
@@ -275,6 +310,11 @@ impl Format {
             Self::Traefik(_) if prefix.is_empty() || prefix.starts_with('/') => Err(
                 "format Traefik needs the root key of Traefik's provider as its prefix, without a leading slash: write for example `traefik/`",
             ),
+            Self::Apisix if !prefix.starts_with('/') || !prefix.ends_with(apisix::DIRECTORY) => {
+                Err(
+                    "format Apisix needs the prefix of APISIX's etcd and `/upstreams/` as its prefix, because APISIX reads upstreams nowhere else: write for example `/apisix/upstreams/`",
+                )
+            }
             Self::Json
             | Self::Plain
             | Self::Grpc
@@ -284,6 +324,7 @@ impl Format {
             | Self::SkyDns(_)
             | Self::GoMicro
             | Self::Traefik(_)
+            | Self::Apisix
             | Self::Template(_) => Ok(()),
         }
     }
@@ -297,7 +338,11 @@ impl Format {
                 false
             }
             // What a template tells apart is tried when it is accepted.
-            Self::SkyDns(_) | Self::GoMicro | Self::Traefik(_) | Self::Template(_) => true,
+            Self::SkyDns(_)
+            | Self::GoMicro
+            | Self::Traefik(_)
+            | Self::Apisix
+            | Self::Template(_) => true,
         }
     }
 
@@ -308,6 +353,11 @@ impl Format {
             // Of three keys whose shared lease expires, go-micro's watcher sees one go.
             Self::GoMicro => Rules {
                 records_per_lease: 1,
+                bundle: Bundle::Alone,
+            },
+            // As large as a transaction may be.
+            Self::Apisix => Rules {
+                records_per_lease: RECORDS_PER_LEASE,
                 bundle: Bundle::Alone,
             },
             // A server with a weight and without its address is one that fails.
@@ -340,7 +390,7 @@ impl Format {
     }
 
     /// What stands before the service in a key: what a policy grants. It ends with a slash or is
-    /// empty. (The names of Traefik hold the namespace behind it: nobody can write for another.)
+    /// empty. (The names of Traefik and Apisix hold the namespace behind it: nobody can write for another.)
     #[must_use]
     pub fn base(&self, prefix: &str, namespace: &str) -> String {
         match self {
@@ -353,16 +403,20 @@ impl Format {
             | Self::Kratos
             | Self::GoMicro
             | Self::Traefik(_)
+            | Self::Apisix
             | Self::Template(_) => prefix.to_owned(),
         }
     }
 
     /// The narrowest prefix that holds the records of a service of all clusters. It ends with a slash; that of
-    /// Traefik with a dot, behind which the port follows.
+    /// Traefik with a dot, behind which the port follows. The keys of Apisix begin with the cluster: here, it is their
+    /// whole prefix.
     #[must_use]
     pub fn scope(&self, prefix: &str, namespace: &str, service: &str) -> String {
-        if let Self::Traefik(kind) = self {
-            return traefik::scope(prefix, *kind, namespace, service);
+        match self {
+            Self::Traefik(kind) => return traefik::scope(prefix, *kind, namespace, service),
+            Self::Apisix => return prefix.to_owned(),
+            _ => {}
         }
         let mut scope = self.base(prefix, namespace);
         scope.push_str(service);
@@ -370,13 +424,47 @@ impl Format {
         scope
     }
 
-    /// The records of all endpoints of one pod in one registration. Where several endpoints want
+    /// The scope of a registration: as [`Format::scope`], but of this cluster where a service of each cluster is one of
+    /// its own (Apisix).
+    #[must_use]
+    pub fn scope_in(&self, prefix: &str, cluster: &str, namespace: &str, service: &str) -> String {
+        match self {
+            Self::Apisix => apisix::scope(prefix, cluster, namespace, service),
+            _ => self.scope(prefix, namespace, service),
+        }
+    }
+
+    /// Whether one record stands for the endpoints of all pods on a port, as long as the registration does.
+    #[must_use]
+    pub fn is_aggregate(&self) -> bool {
+        matches!(self, Self::Apisix)
+    }
+
+    /// The key of an aggregate record; `None`: the format has none.
+    #[must_use]
+    pub fn aggregate_key(&self, place: &Place<'_>, aggregate: &Aggregate<'_>) -> Option<String> {
+        self.is_aggregate().then(|| apisix::key(place, aggregate))
+    }
+
+    /// The value of an aggregate record with these endpoints, and how many of them, the last ones by what comes with
+    /// each, don't fit in; `None`: the format has none.
+    #[must_use]
+    pub fn aggregate_value<'a, A: Ord>(
+        &self,
+        aggregate: &Aggregate<'_>,
+        nodes: impl IntoIterator<Item = (Entry<'a>, A)>,
+    ) -> Option<(Vec<u8>, usize)> {
+        self.is_aggregate().then(|| apisix::value(aggregate, nodes))
+    }
+
+    /// The records of all endpoints of one pod in one registration (of Apisix: of however many pods). Where several endpoints want
     /// one key (two named ports with one number), the first one has it: in one transaction etcd
     /// takes a key once.
     #[must_use]
     pub fn records(&self, place: &Place<'_>, endpoints: &[Endpoint]) -> Vec<Record> {
         let found: Vec<Record> = match self {
             Self::Kratos => return kratos::records(place, endpoints),
+            Self::Apisix => return apisix::records(place, endpoints),
             Self::Traefik(kind) => endpoints
                 .iter()
                 .flat_map(|endpoint| traefik::records(place, *kind, endpoint))
@@ -412,6 +500,7 @@ impl Format {
         let one = |endpoint: &Endpoint, key: String| (key, vec![endpoint.target]);
         let found: Vec<(String, Vec<Target>)> = match self {
             Self::Kratos => return Ok(kratos::keys(place, endpoints)),
+            Self::Apisix => return Ok(apisix::keys(place, endpoints)),
             Self::Traefik(kind) => endpoints
                 .iter()
                 .flat_map(|endpoint| traefik::keys(place, *kind, endpoint))
@@ -456,6 +545,10 @@ impl Format {
                 .into_iter()
                 .next()
                 .ok_or(ReadError::Beside),
+            Self::Apisix => apisix::read(below, value)?
+                .into_iter()
+                .next()
+                .ok_or(ReadError::Empty),
             Self::SkyDns(_) => sky_dns::read(below, value),
             Self::GoMicro => go_micro::read(below, value),
             Self::Traefik(_) => traefik::read(below, value),
@@ -463,7 +556,7 @@ impl Format {
         }
     }
 
-    /// All that a record tells: one for each of its endpoints, never none.
+    /// All that a record tells: one for each of its endpoints; none only where one record is for all pods.
     ///
     /// # Errors
     ///
@@ -476,6 +569,7 @@ impl Format {
     ) -> Result<Vec<Discovered>, ReadError> {
         match self {
             Self::Kratos => kratos::read(below(prefix, key)?, value),
+            Self::Apisix => apisix::read(below(prefix, key)?, value),
             _ => Ok(vec![self.read(prefix, key, value)?]),
         }
     }
@@ -483,7 +577,7 @@ impl Format {
     /// Whether a record may stand for several endpoints.
     #[must_use]
     pub fn holds_several(&self) -> bool {
-        matches!(self, Self::Kratos)
+        matches!(self, Self::Kratos | Self::Apisix)
     }
 
     /// The key of the record that tells which endpoint this one belongs to, where it is another.
@@ -511,6 +605,7 @@ impl Format {
             Self::Kratos => kratos::cluster_of(below),
             Self::SkyDns(_) => sky_dns::cluster_of(below),
             Self::GoMicro => go_micro::cluster_of(below),
+            Self::Apisix => apisix::cluster_of(below),
             Self::Plain
             | Self::Grpc
             | Self::Kitex
@@ -526,6 +621,12 @@ impl Format {
 #[must_use]
 pub fn bundle_of(key: &[u8]) -> &[u8] {
     traefik::bundle(key)
+}
+
+/// Whether a scope of which the key may be a part can end with a dot.
+#[must_use]
+pub fn has_dotted_scope(key: &[u8]) -> bool {
+    traefik::bundle(key).len() < key.len() || apisix::is_upstream(key)
 }
 
 /// What is made of each endpoint.

@@ -38,6 +38,7 @@ fn formats() -> Vec<Format> {
         Format::Traefik(Kind::Http),
         Format::Traefik(Kind::Tcp),
         Format::Traefik(Kind::Udp),
+        Format::Apisix,
         Format::Template(None),
     ]);
     formats
@@ -381,6 +382,208 @@ fn golden_traefik() {
 }
 
 #[test]
+fn golden_apisix() {
+    let place = Place {
+        prefix: "/apisix/upstreams/",
+    };
+    let key = "/apisix/upstreams/east.shop.web.http";
+    let head = r#"{"id":"east.shop.web.http","name":"east.shop.web.http","type":"roundrobin","scheme":"http","nodes":["#;
+    assert_eq!(
+        written(&Format::Apisix, place.prefix, endpoint("10.1.2.3")),
+        (
+            key.into(),
+            format!(
+                r#"{head}{{"host":"10.1.2.3","port":8080,"weight":100,"metadata":{{"zone":"eu-a"}}}}]}}"#
+            )
+        )
+    );
+    // All endpoints of a port in one record, sorted by host and port, whatever order they come in.
+    let bare = Endpoint {
+        zone: String::new(),
+        weight: 7,
+        ..endpoint("fd00::3")
+    };
+    let high = Endpoint {
+        target: Target {
+            port: 18080,
+            ..endpoint("10.1.2.3").target
+        },
+        ..bare.clone()
+    };
+    let ten = Endpoint {
+        target: endpoint("10.1.2.10").target,
+        ..bare.clone()
+    };
+    let all = [bare, high, endpoint("10.1.2.3"), ten];
+    let records = Format::Apisix.records(&place, &all);
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        String::from_utf8_lossy(&records[0].value),
+        [
+            head,
+            r#"{"host":"10.1.2.10","port":8080,"weight":7,"metadata":{}},"#,
+            r#"{"host":"10.1.2.3","port":8080,"weight":100,"metadata":{"zone":"eu-a"}},"#,
+            r#"{"host":"10.1.2.3","port":18080,"weight":7,"metadata":{}},"#,
+            r#"{"host":"[fd00::3]","port":8080,"weight":7,"metadata":{}}]}"#,
+        ]
+        .concat()
+    );
+    assert_eq!(records[0].targets.len(), 4);
+    let found = Format::Apisix
+        .read_all(place.prefix, key.as_bytes(), &records[0].value)
+        .unwrap();
+    let told: Vec<_> = found
+        .iter()
+        .map(|f| (&*f.address, f.weight, f.zone.as_deref()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("10.1.2.10:8080", Some(7), None),
+            ("10.1.2.3:8080", Some(100), Some("eu-a")),
+            ("10.1.2.3:18080", Some(7), None),
+            ("[fd00::3]:8080", Some(7), None),
+        ]
+    );
+    assert!(found.iter().all(|f| f.service == "web"
+        && f.cluster.as_deref() == Some("east")
+        && f.namespace.as_deref() == Some("shop")
+        && f.port_name.as_deref() == Some("http")));
+    // One port is one record.
+    let admin = Endpoint {
+        port_name: "admin".into(),
+        ..endpoint("10.1.2.3")
+    };
+    let records = Format::Apisix.records(&place, &[endpoint("10.1.2.3"), admin]);
+    assert_eq!(records[1].key, "/apisix/upstreams/east.shop.web.admin");
+}
+
+/// One port of the golden service.
+fn aggregate(service: &str) -> Aggregate<'_> {
+    Aggregate {
+        cluster: "east",
+        namespace: "shop",
+        service,
+        port_name: "http",
+        scheme: "grpc",
+    }
+}
+
+#[test]
+fn an_upstream_without_an_endpoint_is_no_missing_one() {
+    let none: [(Entry<'_>, u32); 0] = [];
+    let (value, beyond) = Format::Apisix
+        .aggregate_value(&aggregate("web"), none)
+        .unwrap();
+    assert_eq!(
+        (String::from_utf8_lossy(&value).as_ref(), beyond),
+        (
+            r#"{"id":"east.shop.web.http","name":"east.shop.web.http","type":"roundrobin","scheme":"grpc","nodes":[]}"#,
+            0
+        )
+    );
+    let key = b"/apisix/upstreams/east.shop.web.http";
+    let prefix = "/apisix/upstreams/";
+    assert_eq!(Format::Apisix.read_all(prefix, key, &value), Ok(Vec::new()));
+    assert_eq!(
+        Format::Apisix.read(prefix, key, &value),
+        Err(ReadError::Empty)
+    );
+}
+
+#[test]
+fn the_ids_of_apisix_are_as_long_as_it_takes_them() {
+    let place = Place {
+        prefix: "/u/upstreams/",
+    };
+    let id = |service: &str| {
+        let key = Format::Apisix.aggregate_key(&place, &aggregate(service));
+        key.unwrap().strip_prefix(place.prefix).unwrap().to_owned()
+    };
+    // `east.shop.` and `.http` have 15 characters.
+    let longest = "w".repeat(49);
+    assert_eq!(id(&longest), format!("east.shop.{longest}.http"));
+    let long = "w".repeat(50);
+    let hash = sha256(&format!("east.shop.{long}.http"));
+    assert_eq!(
+        id(&long),
+        format!("east.shop.{}-{}", "w".repeat(45), &hash[..8])
+    );
+    assert_eq!(id(&long).len(), 64);
+    assert_ne!(id(&long), id(&"w".repeat(51)));
+    // What keys begin with never ends within a name, and never holds those of another cluster.
+    for (service, scope) in [
+        ("web", "/u/upstreams/east.shop.web."),
+        (
+            &*"w".repeat(44),
+            &*format!("/u/upstreams/east.shop.{}.", "w".repeat(44)),
+        ),
+        (&*"w".repeat(45), "/u/upstreams/east.shop."),
+        (&*long, "/u/upstreams/east.shop."),
+    ] {
+        assert_eq!(
+            Format::Apisix.scope_in(place.prefix, "east", "shop", service),
+            scope
+        );
+        assert!(format!("{}{}", place.prefix, id(service)).starts_with(scope));
+    }
+    let cluster = "c".repeat(apisix::MAX_CLUSTER);
+    assert_eq!(
+        Format::Apisix.scope_in(place.prefix, &cluster, "shop", "web"),
+        format!("/u/upstreams/{cluster}.")
+    );
+    // A shortened id is nobody's that could be told.
+    let value = br#"{"nodes":[{"host":"10.1.2.3","port":80,"weight":1}]}"#;
+    let key = format!("{}{}", place.prefix, id(&long));
+    let found = Format::Apisix
+        .read(place.prefix, key.as_bytes(), value)
+        .unwrap();
+    assert_eq!((found.service, found.cluster), (id(&long), None));
+}
+
+#[test]
+fn an_upstream_that_is_full_keeps_the_oldest() {
+    let targets: Vec<Target> = (0..20_000_u32)
+        .map(|number| Target {
+            ip: IpAddr::from((0x0a00_0000 + number).to_be_bytes()),
+            port: 8080,
+            protocol: Protocol::Tcp,
+        })
+        .collect();
+    let entry = |target: &Target| Entry {
+        target: *target,
+        weight: 100,
+        zone: "eu-a",
+    };
+    // Those with the lowest addresses are the youngest.
+    let value = |count: usize| {
+        let some = targets.iter().rev().take(count).enumerate();
+        let entries = some.map(|(age, target)| (entry(target), age));
+        let (value, beyond) = Format::Apisix
+            .aggregate_value(&aggregate("web"), entries)
+            .unwrap();
+        let key = b"/apisix/upstreams/east.shop.web.http";
+        let found = Format::Apisix
+            .read_all("/apisix/upstreams/", key, &value)
+            .unwrap();
+        assert_eq!(found.len() + beyond, count);
+        let mut found: Vec<_> = found.iter().filter_map(|found| found.socket).collect();
+        found.sort_unstable();
+        let first = targets[targets.len() - found.len()];
+        assert_eq!(found.first().map(|found| found.ip()), Some(first.ip));
+        (value.len(), beyond)
+    };
+    let (bytes, beyond) = value(20_000);
+    assert!(
+        (apisix::MAX_VALUE - 80..=apisix::MAX_VALUE).contains(&bytes),
+        "{bytes}"
+    );
+    let fit = 20_000 - beyond;
+    assert_eq!(value(fit), (bytes, 0));
+    assert_eq!(value(fit + 1).1, 1);
+}
+
+#[test]
 fn golden_templates() {
     for (prefix, key, value, golden_key, golden_value) in [
         (
@@ -673,6 +876,7 @@ fn readers_take_what_others_write() {
 fn what_is_no_record_is_refused() {
     let (json, plain, grpc) = (Format::Json, Format::Plain, Format::Grpc);
     let (kitex, kratos, micro) = (Format::Kitex, Format::Kratos, Format::GoMicro);
+    let apisix = Format::Apisix;
     let (dns, traefik) = (
         Format::SkyDns(SkyDns::default()),
         Format::Traefik(Kind::Http),
@@ -759,6 +963,13 @@ fn what_is_no_record_is_refused() {
             br#"{"name":"web","nodes":[{"id":"x","address":""}]}"#,
         ),
         (&micro, b"/s/web/x", b"null"),
+        (&apisix, b"/s/a/b", br#"{"nodes":[{"host":"a","port":1}]}"#),
+        (&apisix, b"/s/", br#"{"nodes":[{"host":"a","port":1}]}"#),
+        (&apisix, b"/s/a", br#"{"nodes":{"a:1":1}}"#),
+        (&apisix, b"/s/a", br#"{"nodes":[{"host":"","port":1}]}"#),
+        (&apisix, b"/s/a", br#"{"nodes":[{"host":"a b","port":1}]}"#),
+        (&apisix, b"/s/a", b"null"),
+        (&apisix, b"/s/a", b"{}"),
         (
             &traefik,
             b"/s/http/services/a.b.c/loadbalancer/servers/1/url",
@@ -935,6 +1146,8 @@ proptest! {
             let protocol = match format {
                 Format::Traefik(Kind::Http | Kind::Tcp) => Protocol::Tcp,
                 Format::Traefik(Kind::Udp) => Protocol::Udp,
+                Format::Apisix if endpoint.scheme == "udp" => Protocol::Udp,
+                Format::Apisix => Protocol::Tcp,
                 _ => endpoint.target.protocol,
             };
             let target = Target { protocol, ..endpoint.target };

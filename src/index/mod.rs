@@ -17,7 +17,7 @@ use crate::accept::policy::{Limits, Policy};
 use crate::accept::{AcceptSettings, Accepted, AddressKind, Refusal, accept};
 use crate::api::{ServiceRegistrationStatus, reason};
 use crate::engine::io::Registration;
-use crate::format::{Place, Record};
+use crate::format::{Aggregate, Entry, Place, Record};
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Endpoint, Target};
 use crate::model::etcd::Key;
@@ -27,8 +27,8 @@ use crate::model::pod::{Node, Pod};
 use bound::{Bound, PodPlace, RegistrationPlace};
 use pods::{PodId, Pods, StoredPod, Uid};
 use registrations::{
-    Beyond, Member, RegistrationId, Seniority, Stamp, Standing, StoredRegistration, endpoints,
-    endpoints_of_a_pod,
+    AggregateRecord, Beyond, Member, RegistrationId, Seniority, Stamp, Standing,
+    StoredRegistration, endpoints, endpoints_of_a_pod,
 };
 
 /// Who wants a key.
@@ -36,8 +36,21 @@ use registrations::{
 pub struct Claim {
     /// The registration.
     pub registration: RegistrationId,
+    /// The pod; `None`: all pods of the registration, in one record.
+    pub pod: Option<PodId>,
+}
+
+/// An endpoint in a record for all pods.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// What is written of it.
+    pub entry: Entry<'a>,
     /// The pod.
     pub pod: PodId,
+    /// Its UID.
+    pub uid: Uid,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
 }
 
 /// What a change may have changed; gathered over one step of the engine.
@@ -189,9 +202,11 @@ impl Index {
 
     /// The keys that a registration wants, of all its pods.
     pub fn keys_of(&self, id: RegistrationId) -> impl Iterator<Item = &Key> {
-        self.registration(id)
-            .into_iter()
-            .flat_map(|r| r.members.values().flat_map(|m| m.keys.iter()))
+        self.registration(id).into_iter().flat_map(|r| {
+            let of_pods = r.members.values().filter(|m| !m.in_aggregates);
+            let of_all = r.aggregates.iter().map(|aggregate| &aggregate.key);
+            of_all.chain(of_pods.flat_map(|m| m.keys.iter()))
+        })
     }
 
     /// The keys that a registration wants for the pod that owns this target.
@@ -221,9 +236,8 @@ impl Index {
             .get(target)?
             .iter()
             .filter_map(|claim| {
-                self.pods
-                    .get(claim.pod)
-                    .map(|pod| ((pod.created, pod.uid), claim.pod))
+                let id = claim.pod?;
+                self.pods.get(id).map(|pod| ((pod.created, pod.uid), id))
             })
             .max()
             .map(|(_, id)| id)
@@ -274,7 +288,11 @@ impl Index {
 
     /// Whether the pod of a claim owns every target that its record at the key stands for.
     fn owns_targets(&self, claim: Claim, key: &[u8]) -> bool {
-        let owns = |target: &Target| self.owner(target).is_none_or(|owner| owner == claim.pod);
+        let Some(pod) = claim.pod else {
+            // What other pods own is no part of it.
+            return true;
+        };
+        let owns = |target: &Target| self.owner(target).is_none_or(|owner| owner == pod);
         let Some(member) = self.member(claim) else {
             return false;
         };
@@ -291,23 +309,164 @@ impl Index {
         (
             self.registration(claim.registration)
                 .map(StoredRegistration::seniority),
-            self.pods.get(claim.pod).map(|pod| (pod.created, pod.uid)),
+            claim
+                .pod
+                .and_then(|pod| self.pods.get(pod))
+                .map(|pod| (pod.created, pod.uid)),
         )
     }
 
     fn member(&self, claim: Claim) -> Option<&Member> {
         self.registration(claim.registration)?
             .members
-            .get(&claim.pod)
+            .get(&claim.pod?)
     }
 
-    /// As long as this is the same, so is the record that a claim wants (for the same zone).
+    /// As long as this is the same, so is the record that a claim wants at a key (for the same zone).
     #[must_use]
-    pub fn stamp(&self, claim: Claim) -> Option<Stamp> {
-        self.member(claim).map(|member| member.stamp)
+    pub fn stamp(&self, claim: Claim, key: &[u8]) -> Option<Stamp> {
+        match claim.pod {
+            Some(_) => self.member(claim).map(|member| member.stamp),
+            None => self.aggregate(claim, key).map(|found| found.stamp),
+        }
     }
 
-    /// What the record that a claim wants at a key stands for.
+    fn aggregate(&self, claim: Claim, key: &[u8]) -> Option<&AggregateRecord> {
+        let stored = self.registration(claim.registration)?;
+        stored.aggregates.iter().find(|known| *known.key == *key)
+    }
+
+    // === records for all pods ===
+
+    /// Whether a record for all pods that was made at a stamp may have an endpoint that is gone.
+    #[must_use]
+    pub fn may_have_lost(&self, claim: Claim, key: &[u8], made_for: Stamp) -> bool {
+        self.aggregate(claim, key)
+            .is_some_and(|found| made_for < found.lost)
+    }
+
+    /// The pod that owns a target, if a registration wants that of it.
+    #[must_use]
+    pub fn owner_in(&self, id: RegistrationId, target: &Target) -> Option<PodId> {
+        let owner = self.owner(target)?;
+        let member = self.registration(id)?.members.get(&owner)?;
+        member.targets.contains(target).then_some(owner)
+    }
+
+    /// The endpoints of a record for all pods: of each target that of the pod that owns it.
+    pub fn parts(&self, id: RegistrationId, key: &[u8]) -> impl Iterator<Item = Part<'_>> {
+        let stored = self.registration(id);
+        let serving = stored.and_then(|stored| Some((stored, stored.serving()?)));
+        let members = serving.into_iter().flat_map(|(stored, accepted)| {
+            let members = stored.members.iter();
+            members.map(move |(pod, member)| (accepted, *pod, member))
+        });
+        let of_all = members.filter(|(_, _, member)| member.in_aggregates);
+        of_all.flat_map(move |(accepted, id, member)| {
+            let targets = member.keys.iter().zip(&member.targets);
+            targets.filter_map(move |(at, target)| {
+                if **at != *key || self.owner(target) != Some(id) {
+                    return None;
+                }
+                let pod = self.pods.get(id)?;
+                Some(Part {
+                    entry: Entry {
+                        target: *target,
+                        weight: accepted.weight,
+                        zone: self.zone(pod),
+                    },
+                    pod: id,
+                    uid: pod.uid,
+                    created: pod.created,
+                })
+            })
+        })
+    }
+
+    /// What the record for all pods at a key is for.
+    #[must_use]
+    pub fn aggregate_at(&self, id: RegistrationId, key: &[u8]) -> Option<Aggregate<'_>> {
+        let stored = self.registration(id)?;
+        let accepted = stored.serving()?;
+        let at = stored.aggregates.iter().position(|a| *a.key == *key)?;
+        let port = accepted.ports.get(at)?;
+        Some(Aggregate {
+            cluster: &self.settings.cluster_name,
+            namespace: &stored.namespace,
+            service: &accepted.service,
+            port_name: &port.name,
+            scheme: &port.scheme,
+        })
+    }
+
+    /// The keys of the records for all pods that an accepted registration wants, in the order of its ports.
+    fn aggregate_keys(&self, namespace: &str, accepted: &Accepted) -> Vec<Key> {
+        let place = Place {
+            prefix: &accepted.prefix,
+        };
+        let ports = accepted.ports.iter();
+        let keys = ports.filter_map(|port| {
+            let aggregate = Aggregate {
+                cluster: &self.settings.cluster_name,
+                namespace,
+                service: &accepted.service,
+                port_name: &port.name,
+                scheme: &port.scheme,
+            };
+            accepted.format.aggregate_key(&place, &aggregate)
+        });
+        keys.map(|key| Key::from(key.as_bytes())).collect()
+    }
+
+    /// Claims exactly these keys for all pods of a registration.
+    fn set_aggregates(&mut self, id: RegistrationId, keys: Vec<Key>, touched: &mut Touched) {
+        let Some(Some(stored)) = self.registrations.get_mut(id as usize) else {
+            return;
+        };
+        if keys.is_empty() && stored.aggregates.is_empty() {
+            return;
+        }
+        let claim = Claim {
+            registration: id,
+            pod: None,
+        };
+        for old in std::mem::take(&mut stored.aggregates) {
+            release(&mut self.claims, &old.key, claim);
+            touched.keys.push(old.key);
+        }
+        for key in &keys {
+            self.claims.entry(Arc::clone(key)).or_default().push(claim);
+            touched.keys.push(Arc::clone(key));
+        }
+        self.last_stamp += 1;
+        let stamp = self.last_stamp;
+        if let Some(Some(stored)) = self.registrations.get_mut(id as usize) {
+            let new = keys.into_iter().map(|key| AggregateRecord {
+                key,
+                stamp,
+                lost: stamp,
+            });
+            stored.aggregates = new.collect();
+        }
+    }
+
+    /// The records for all pods at these keys may be others. `lost`: they may have lost an endpoint.
+    fn change_aggregates(&mut self, id: RegistrationId, keys: &[Key], lost: bool) {
+        self.last_stamp += 1;
+        let stamp = self.last_stamp;
+        if let Some(Some(stored)) = self.registrations.get_mut(id as usize) {
+            for aggregate in &mut stored.aggregates {
+                if keys.contains(&aggregate.key) {
+                    aggregate.stamp = stamp;
+                    if lost {
+                        aggregate.lost = stamp;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the record that a claim of one pod wants at a key stands for.
     #[must_use]
     pub fn targets_at(&self, claim: Claim, key: &[u8]) -> SmallVec<[Target; 1]> {
         match self.member(claim).and_then(|member| member.target_of(key)) {
@@ -319,11 +478,11 @@ impl Index {
         }
     }
 
-    /// The record that a claim wants at a key; `zone` stands in where the pod's is not known.
+    /// The record that a claim of one pod wants at a key; `zone` stands in where the pod's is not known.
     #[must_use]
     pub fn record(&self, claim: Claim, key: &[u8], zone: &str) -> Option<Record> {
         let accepted = self.registration(claim.registration)?.serving()?;
-        let pod = self.pods.get(claim.pod)?;
+        let pod = self.pods.get(claim.pod?)?;
         let known = self.zone(pod);
         let zone = if known.is_empty() { zone } else { known };
         let only = self.member(claim).and_then(|member| member.target_of(key));
@@ -541,6 +700,24 @@ impl Index {
             .endpoints(accepted, pod, self.zone(pod), None)
             .and_then(|found| accepted.format.keys(&place, &found));
         match keys {
+            Ok(keys) if accepted.format.is_aggregate() => {
+                member.one_each = true;
+                member.in_aggregates = true;
+                let shared = self.registration(registration).map(|r| &r.aggregates);
+                for (key, targets) in keys {
+                    let mut shared = shared.into_iter().flatten();
+                    let key = match shared.find(|known| *known.key == *key.as_bytes()) {
+                        Some(known) => Arc::clone(&known.key),
+                        None => key.as_bytes().into(),
+                    };
+                    for target in targets {
+                        member.one_each &= !member.targets.contains(&target);
+                        member.keys.push(Arc::clone(&key));
+                        member.targets.push(target);
+                    }
+                }
+                (member, None)
+            }
             Ok(keys) => {
                 member.one_each = true;
                 for (key, targets) in keys {
@@ -789,15 +966,21 @@ impl Index {
                 });
             }
         }
-        let claim = Claim { registration, pod };
+        let claim = Claim {
+            registration,
+            pod: Some(pod),
+        };
+        self.note_parts(registration, old.as_ref(), new_member.as_ref());
         if let Some(old) = old {
             for target in &old.targets {
                 touched.targets.push(*target);
                 self.touch_target(target, touched);
                 release(&mut self.targets, target, claim);
             }
-            for key in &old.keys {
-                release(&mut self.claims, key, claim);
+            if !old.in_aggregates {
+                for key in &old.keys {
+                    release(&mut self.claims, key, claim);
+                }
             }
             touched.keys.extend(old.keys);
         }
@@ -805,7 +988,9 @@ impl Index {
             self.last_stamp += 1;
             member.stamp = self.last_stamp;
             for key in &member.keys {
-                self.claims.entry(Arc::clone(key)).or_default().push(claim);
+                if !member.in_aggregates {
+                    self.claims.entry(Arc::clone(key)).or_default().push(claim);
+                }
                 touched.keys.push(Arc::clone(key));
             }
             let targets = member.targets.clone();
@@ -824,14 +1009,40 @@ impl Index {
         }
     }
 
+    /// A pod is another part of the records for all pods of a registration.
+    fn note_parts(&mut self, id: RegistrationId, old: Option<&Member>, new: Option<&Member>) {
+        let old = old.filter(|member| member.in_aggregates);
+        let new = new.filter(|member| member.in_aggregates);
+        let Some(some) = old.or(new) else { return };
+        let stays = |key: &Key, target: &Target| {
+            new.is_some_and(|new| {
+                let mut parts = new.keys.iter().zip(&new.targets);
+                parts.any(|part| part == (key, target))
+            })
+        };
+        let lost = old.is_some_and(|old| {
+            let mut parts = old.keys.iter().zip(&old.targets);
+            parts.any(|(key, target)| !stays(key, target))
+        });
+        let mut keys: Vec<Key> = some.keys.to_vec();
+        if let (Some(_), Some(new)) = (old, new) {
+            keys.extend(new.keys.iter().cloned());
+        }
+        self.change_aggregates(id, &keys, lost);
+    }
+
     /// Where several want one target, who owns it may have changed, and with it their keys.
-    fn touch_target(&self, target: &Target, touched: &mut Touched) {
-        if self
-            .targets
-            .get(target)
-            .is_some_and(|claims| claims.len() > 1)
-        {
-            touched.keys.extend(self.keys_for(target).cloned());
+    fn touch_target(&mut self, target: &Target, touched: &mut Touched) {
+        let several = self.targets.get(target).filter(|claims| claims.len() > 1);
+        let Some(claims) = several.cloned() else {
+            return;
+        };
+        touched.keys.extend(self.keys_for(target).cloned());
+        for claim in claims {
+            let member = self.member(claim).filter(|member| member.in_aggregates);
+            if let Some(keys) = member.map(|member| member.keys.to_vec()) {
+                self.change_aggregates(claim.registration, &keys, true);
+            }
         }
     }
 
@@ -940,6 +1151,7 @@ impl Index {
                 last: None,
             },
             slot: None,
+            aggregates: Vec::new(),
             spec,
             selected: 0,
             ready: 0,
@@ -1010,6 +1222,7 @@ impl Index {
         for pod in members {
             self.set_member(id, pod, None, touched);
         }
+        self.set_aggregates(id, Vec::new(), touched);
         let moved = self.with_endpoints(&namespace, Some(id), |bound, _| {
             let freed = places.iter().flat_map(|place| bound.remove(place));
             freed.collect::<Vec<PodPlace>>()
@@ -1101,7 +1314,13 @@ impl Index {
         stored.bound = Bound::new(limits.endpoints_per_registration);
         let mut pods: BTreeSet<PodId> = stored.members.keys().copied().collect();
         let namespace = Arc::clone(&stored.namespace);
-        if stored.serving().is_some()
+        let serving = match &stored.standing {
+            Standing::Serving(accepted) => Some(Arc::clone(accepted)),
+            Standing::Kept { .. } => None,
+        };
+        let aggregates = serving.as_ref().map(|a| self.aggregate_keys(&namespace, a));
+        self.set_aggregates(id, aggregates.unwrap_or_default(), touched);
+        if serving.is_some()
             && let Some(namespace) = self.namespaces.get(&namespace)
         {
             pods.extend(namespace.pods.iter().copied());

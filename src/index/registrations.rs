@@ -68,6 +68,8 @@ pub(super) struct Member {
     /// Each key stands for the one target at its place. Of a pod with many ports and two addresses, a
     /// change of one then concerns no other.
     pub(super) one_each: bool,
+    /// The keys are those of records for all pods: at the place of each target the one that it is a part of.
+    pub(super) in_aggregates: bool,
     /// Another one whenever a record of it may be another.
     pub(super) stamp: Stamp,
 }
@@ -92,6 +94,16 @@ impl Member {
     }
 }
 
+/// A record that a registration wants for all of its pods, on one port.
+#[derive(Debug)]
+pub(super) struct AggregateRecord {
+    pub(super) key: Key,
+    /// Another one whenever the record may be another.
+    pub(super) stamp: Stamp,
+    /// That of the last change that may have taken an endpoint away.
+    pub(super) lost: Stamp,
+}
+
 /// A registration.
 #[derive(Debug)]
 pub struct StoredRegistration {
@@ -113,6 +125,8 @@ pub struct StoredRegistration {
     pub standing: Standing,
     /// The slot that its records belong on, while it is served.
     pub slot: Option<Arc<SlotName>>,
+    /// The records for all pods, one for each port, of formats that have such.
+    pub(super) aggregates: Vec<AggregateRecord>,
     /// The spec as it was read, to be accepted again under a new policy.
     pub(super) spec: Result<Box<crate::api::ServiceRegistrationSpec>, String>,
     /// Pods that the selector matches and that have not finished.

@@ -497,13 +497,9 @@ impl Mirror {
         if let Some((_, _, _, Some(socket))) = before {
             self.unlink(&socket, key);
         }
-        for socket in self.more_sockets.remove(key).into_iter().flatten() {
-            self.unlink(&socket, key);
-            changed.push(Changed {
-                key: Arc::clone(key),
-                before: Some(socket),
-                read,
-            });
+        let mut more = self.more_sockets.remove(key).unwrap_or_default();
+        for socket in &more {
+            self.unlink(socket, key);
         }
         if key.starts_with(self.leases_prefix.as_bytes()) {
             self.set_slot(key, changed);
@@ -511,9 +507,43 @@ impl Mirror {
             let after = self.records.get(&**key).map(|record| record.lease);
             self.count(before.map(|b| b.0), after);
             self.link(key, made.and_then(|made| made.socket));
-            self.link_more(key, read, changed);
+            let aggregate = self.link_more(key);
+            if aggregate && let Some((_, _, _, Some(first))) = before {
+                more.push(first);
+            }
+            self.tell_more(key, more, aggregate, read, changed);
             self.note_untold(key, before.map(|b| b.0));
         }
+    }
+
+    /// Tells of the other addresses of a record. `before`: those that it had; of one for all pods, which may be
+    /// thousands, only those are told that came or went.
+    fn tell_more(
+        &self,
+        key: &Key,
+        before: Vec<Socket>,
+        aggregate: bool,
+        read: bool,
+        changed: &mut Vec<Changed>,
+    ) {
+        let after = self.more_sockets.get(key).map_or(&[][..], |more| more);
+        let mut tell = |socket: &Socket| {
+            changed.push(Changed {
+                key: Arc::clone(key),
+                before: Some(*socket),
+                read,
+            });
+        };
+        if !aggregate {
+            before.iter().chain(after).for_each(tell);
+            return;
+        }
+        let first = self.records.get(&**key).and_then(|record| record.socket);
+        let before: HashSet<Socket> = before.into_iter().collect();
+        let after: HashSet<Socket> = after.iter().copied().chain(first).collect();
+        let mut told: Vec<&Socket> = before.symmetric_difference(&after).collect();
+        told.sort_unstable();
+        told.into_iter().for_each(&mut tell);
     }
 
     fn count(&mut self, before: Option<LeaseId>, after: Option<LeaseId>) {
@@ -563,10 +593,10 @@ impl Mirror {
         }
     }
 
-    /// Notes what else one of our records stands for, beside its first address.
-    fn link_more(&mut self, key: &Key, read: bool, changed: &mut Vec<Changed>) {
+    /// Notes what else one of our records stands for, beside its first address. Whether it is one for all pods.
+    fn link_more(&mut self, key: &Key) -> bool {
         let Some(record) = self.records.get(&**key).filter(|record| record.ours) else {
-            return;
+            return false;
         };
         let name = self
             .leases
@@ -576,32 +606,29 @@ impl Mirror {
             .and_then(|name| Some((name, Format::by_name(&name.format)?)))
             .filter(|(_, format)| format.holds_several())
         else {
-            return;
+            return false;
         };
+        let aggregate = format.is_aggregate();
         let Ok(found) = format.read_all(&name.prefix, key, &record.value) else {
-            return;
+            return aggregate;
         };
-        let mut more: Vec<Socket> = Vec::new();
-        for socket in found.iter().filter_map(|found| found.socket) {
-            let socket = (socket.ip(), socket.port());
-            if record.socket != Some(socket) && !more.contains(&socket) {
-                more.push(socket);
-            }
-        }
+        let sockets = found.iter().filter_map(|found| found.socket);
+        let mut more: Vec<Socket> = sockets
+            .map(|socket| (socket.ip(), socket.port()))
+            .filter(|socket| record.socket != Some(*socket))
+            .collect();
+        more.sort_unstable();
+        more.dedup();
         for socket in &more {
             self.sockets
                 .entry(*socket)
                 .or_default()
                 .push(Arc::clone(key));
-            changed.push(Changed {
-                key: Arc::clone(key),
-                before: Some(*socket),
-                read,
-            });
         }
         if !more.is_empty() {
             self.more_sockets.insert(Arc::clone(key), more);
         }
+        aggregate
     }
 
     fn unlink(&mut self, socket: &Socket, key: &Key) {
@@ -670,7 +697,8 @@ impl Mirror {
             let before = record.socket;
             if before.is_none() {
                 self.link(&record_key, None);
-                self.link_more(&record_key, true, changed);
+                let aggregate = self.link_more(&record_key);
+                self.tell_more(&record_key, Vec::new(), aggregate, true, changed);
             }
             self.note_untold(&record_key, Some(id));
             changed.push(Changed {

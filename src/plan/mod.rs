@@ -9,14 +9,15 @@ pub mod slots;
 use std::sync::Arc;
 
 use crate::accept::still_granted;
-use crate::format::Format;
+use crate::format::{Discovered, Format};
 use crate::index::pods::{PodId, Uid};
 use crate::index::registrations::{RegistrationId, Stamp, Standing};
-use crate::index::{Claim, Index};
+use crate::index::{Claim, Index, Part};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Mirror, Record};
 use crate::model::endpoint::{Protocol, Socket, Target};
 use crate::model::etcd::{Key, LeaseId};
+use crate::model::maps::HashMap;
 
 /// What a key needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +49,11 @@ pub struct Put {
     pub value: Vec<u8>,
     /// The slot that it belongs on.
     pub slot: Arc<SlotName>,
-    /// What it stands for.
+    /// What it stands for; of a record for all pods, what that which stands there does not.
     pub targets: Vec<Target>,
-    /// The pod.
-    pub uid: Uid,
-    /// What of the index it was made from.
+    /// The pod; `None`: it is for all pods.
+    pub uid: Option<Uid>,
+    /// What of the index it was made from; 0: of a part of it, and the rest is to come.
     pub stamp: Stamp,
 }
 
@@ -100,7 +101,7 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
         if !record.ours {
             return Need::Foreign(claim);
         }
-        if is_as_wanted(index, claim, slot, key, record)
+        if is_as_wanted(index, mirror, claim, slot, key, record)
             && let Some(lease) = mirror.leases().get(record.lease)
             && lease
                 .name
@@ -116,6 +117,10 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
             );
         }
     }
+    let Some(pod) = claim.pod else {
+        // Its key is no address, and what has to wait is left out of it.
+        return Need::Put(claim);
+    };
     let targets = index.targets_at(claim, key);
     if record
         .and_then(|record| record.socket)
@@ -126,10 +131,10 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
     }
     let free = targets
         .iter()
-        .all(|target| address_is_free(index, mirror, key, claim, target));
+        .all(|target| address_is_free(index, mirror, key, pod, target));
     if !free {
         // Two keys of a pod that lost its address would wait for each other.
-        let another = |record| pod_of(index, mirror, key, record) != Some(claim.pod);
+        let another = |record| pod_of(index, mirror, key, record) != Some(pod);
         return if record.is_some_and(another) {
             Need::Delete
         } else {
@@ -139,10 +144,11 @@ pub fn need(index: &Index, mirror: &Mirror, key: &Key) -> Need {
     Need::Put(claim)
 }
 
-/// The record of a [`Need::Put`]; `None`: it is wanted no longer.
+/// The record of a [`Need::Put`] of one pod; `None`: it is wanted no longer.
 #[must_use]
 pub fn put(index: &Index, mirror: &Mirror, key: &Key, claim: Claim) -> Option<Put> {
     let slot = index.registration(claim.registration)?.slot.as_ref()?;
+    let pod = claim.pod?;
     let zone = mirror
         .get(key)
         .filter(|record| record.ours)
@@ -154,16 +160,104 @@ pub fn put(index: &Index, mirror: &Mirror, key: &Key, claim: Claim) -> Option<Pu
         value: wanted.value,
         slot: Arc::clone(slot),
         targets: wanted.targets,
-        uid: index.pods().get(claim.pod)?.uid,
-        stamp: index.stamp(claim)?,
+        uid: Some(index.pods().get(pod)?.uid),
+        stamp: index.stamp(claim, key)?,
+    })
+}
+
+/// The record of a [`Need::Put`] for all pods; `None`: it is wanted no longer. An endpoint that it does not hold yet is
+/// left out as long as another pod's record has the address, or `may_join` says that it has to wait.
+#[must_use]
+pub fn put_aggregate(
+    index: &Index,
+    mirror: &Mirror,
+    key: &Key,
+    claim: Claim,
+    mut may_join: impl FnMut(&Part<'_>) -> bool,
+) -> Option<Put> {
+    let stored = index.registration(claim.registration)?;
+    let (slot, accepted) = (stored.slot.as_ref()?, stored.serving()?);
+    let aggregate = index.aggregate_at(claim.registration, key)?;
+    let mut stamp = index.stamp(claim, key)?;
+    let mut parts: Vec<Part<'_>> = Vec::new();
+    let mut targets: Vec<Target> = Vec::new();
+    for part in index.parts(claim.registration, key) {
+        let target = part.entry.target;
+        // What it holds already stays, whoever else has the address.
+        if !mirror.keys_at(&target.socket()).contains(key) {
+            if !(address_is_free(index, mirror, key, part.pod, &target) && may_join(&part)) {
+                stamp = 0;
+                continue;
+            }
+            targets.push(target);
+        }
+        parts.push(part);
+    }
+    let unknown = parts.iter().any(|part| part.entry.zone.is_empty());
+    let zones = unknown.then(|| zones_at(mirror, slot, key));
+    let entries = parts.iter().map(|part| {
+        let mut entry = part.entry;
+        if entry.zone.is_empty()
+            && let Some(zone) = zones.as_ref().and_then(|z| z.get(&entry.target.socket()))
+        {
+            entry.zone = zone;
+        }
+        (entry, (part.created, part.uid))
+    });
+    let (value, _) = accepted.format.aggregate_value(&aggregate, entries)?;
+    Some(Put {
+        claim,
+        value,
+        slot: Arc::clone(slot),
+        targets,
+        uid: None,
+        stamp,
+    })
+}
+
+/// The zones that stand in a record for all pods: an unknown one must not replace them. Its endpoints have no names and
+/// are known by their addresses, which mostly say where their nodes are.
+fn zones_at(mirror: &Mirror, slot: &SlotName, key: &Key) -> HashMap<Socket, String> {
+    let record = mirror.get(key).filter(|record| record.ours);
+    let found = record.and_then(|record| {
+        let format = Format::by_name(&slot.format)?;
+        format.read_all(&slot.prefix, key, &record.value).ok()
+    });
+    let told = found.into_iter().flatten();
+    told.filter_map(|found| Some(((found.socket?.ip(), found.socket?.port()), found.zone?)))
+        .collect()
+}
+
+/// Whether a record stands as a put would leave it.
+#[must_use]
+pub fn stands(mirror: &Mirror, key: &[u8], put: &Put) -> bool {
+    mirror.get(key).is_some_and(|record| {
+        let lease = mirror.leases().get(record.lease);
+        *record.value == *put.value
+            && lease
+                .and_then(|lease| lease.name.as_ref())
+                .is_some_and(|name| same_slot(name, &put.slot))
     })
 }
 
 /// Whether a record of ours is the one that a claim wants.
-fn is_as_wanted(index: &Index, claim: Claim, slot: &SlotName, key: &[u8], record: &Record) -> bool {
+fn is_as_wanted(
+    index: &Index,
+    mirror: &Mirror,
+    claim: Claim,
+    slot: &SlotName,
+    key: &Key,
+    record: &Record,
+) -> bool {
     // It was found to be so, and nothing that it is made from has changed.
-    if record.made_for != 0 && index.stamp(claim) == Some(record.made_for) {
+    if record.made_for != 0 && index.stamp(claim, key) == Some(record.made_for) {
         return true;
+    }
+    if claim.pod.is_none() {
+        // To make one takes long. Where something has changed, it is made when it is put, and maybe found to stand.
+        return record.made_for == 0
+            && put_aggregate(index, mirror, key, claim, |_| true)
+                .is_some_and(|wanted| *record.value == *wanted.value);
     }
     let zone = known_zone(index, claim, slot, key, record);
     index
@@ -178,7 +272,7 @@ fn same_slot(a: &SlotName, b: &SlotName) -> bool {
 
 /// The zone that stands in a record of the same pod: an unknown one must not replace it.
 fn known_zone(index: &Index, claim: Claim, slot: &SlotName, key: &[u8], record: &Record) -> String {
-    let Some(pod) = index.pods().get(claim.pod) else {
+    let Some(pod) = claim.pod.and_then(|pod| index.pods().get(pod)) else {
         return String::new();
     };
     if !index.zone(pod).is_empty() {
@@ -205,13 +299,7 @@ fn read_uid(slot: &SlotName, key: &[u8], value: &[u8]) -> Option<String> {
 }
 
 /// Whether no other record of this cluster holds the target for another pod.
-fn address_is_free(
-    index: &Index,
-    mirror: &Mirror,
-    key: &Key,
-    claim: Claim,
-    target: &Target,
-) -> bool {
+fn address_is_free(index: &Index, mirror: &Mirror, key: &Key, pod: PodId, target: &Target) -> bool {
     mirror
         .keys_at(&target.socket())
         .iter()
@@ -220,20 +308,40 @@ fn address_is_free(
             let Some(record) = mirror.get(other) else {
                 return true;
             };
-            let other_protocol = mirror
-                .leases()
-                .get(record.lease)
-                .and_then(|lease| lease.name.as_ref())
-                .and_then(|slot| {
-                    Format::by_name(&slot.format)?
-                        .read_all(&slot.prefix, other, &record.value)
-                        .ok()
-                })
-                .is_some_and(|found| !found.iter().any(|found| found.holds(target)))
-                || is_wanted_for_others(index, other, record, target);
-            other_protocol
-                || pod_of(index, mirror, other, record).is_some_and(|pod| pod == claim.pod)
+            if holder(index, mirror, other, record, target) == Some(pod) {
+                return true;
+            }
+            let other_protocol = || {
+                mirror
+                    .leases()
+                    .get(record.lease)
+                    .and_then(|lease| lease.name.as_ref())
+                    .and_then(|slot| {
+                        Format::by_name(&slot.format)?
+                            .read_all(&slot.prefix, other, &record.value)
+                            .ok()
+                    })
+                    .is_some_and(|found| !found.iter().any(|found| found.holds(target)))
+                    || is_wanted_for_others(index, other, record, target)
+            };
+            other_protocol()
         })
+}
+
+/// The pod that a record was written for, of those that stand for a target, where that can be told.
+fn holder(
+    index: &Index,
+    mirror: &Mirror,
+    key: &Key,
+    record: &Record,
+    target: &Target,
+) -> Option<PodId> {
+    let slot = mirror.leases().get(record.lease)?.name.as_ref()?;
+    if Format::by_name(&slot.format)?.is_aggregate() {
+        // It names no pods: what is wanted of it is that of the pod which has the address now.
+        return index.owner_in(index.find(&slot.registration)?, target);
+    }
+    pod_of(index, mirror, key, record)
 }
 
 /// Whether a record that stands as it is wanted stands for other targets: not every format tells the
@@ -254,7 +362,9 @@ fn pod_of(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Option<
     // Nobody has said: it is the winner's if it is what the winner wants.
     let (claim, _) = index.winner(key)?;
     let wanted = index.record(claim, key, "")?;
-    (*wanted.value == *record.value).then_some(claim.pod)
+    (*wanted.value == *record.value)
+        .then_some(claim.pod)
+        .flatten()
 }
 
 /// The pod that the record of ours at a key names, or was seen to stand for; `None`: nothing tells.
@@ -321,6 +431,13 @@ fn stale(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Need {
     };
     match &stored.standing {
         Standing::Serving(accepted) if accepted.suspend => Need::Keep,
+        Standing::Serving(_) if is_aggregate(&slot) => {
+            if aggregate_awaits_successors(index, mirror, id, &slot, key, record) {
+                Need::Wait(Wait::Successor)
+            } else {
+                Need::Delete
+            }
+        }
         Standing::Serving(_) => match record.socket {
             Some(socket)
                 if pod_of(index, mirror, key, record)
@@ -350,6 +467,31 @@ fn stale(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Need {
     }
 }
 
+fn is_aggregate(slot: &SlotName) -> bool {
+    Format::by_name(&slot.format).is_some_and(|format| format.is_aggregate())
+}
+
+/// The same for all endpoints of a record for all pods. It can't lose a part of them: where one has gone, none waits.
+fn aggregate_awaits_successors(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    slot: &SlotName,
+    key: &[u8],
+    record: &Record,
+) -> bool {
+    let found = Format::by_name(&slot.format)
+        .and_then(|format| format.read_all(&slot.prefix, key, &record.value).ok());
+    let mut awaits = false;
+    for target in found.iter().flatten().filter_map(Discovered::target) {
+        let Some(pod) = index.owner_in(id, &target) else {
+            return false;
+        };
+        awaits = awaits || awaits_successor(index, mirror, id, pod, target.socket());
+    }
+    awaits
+}
+
 /// Whether the registration has a new record for the endpoint that does not stand yet: the new key
 /// comes before the old one goes. (That of another pod waits in its turn until the old one is gone.)
 fn awaits_successor(
@@ -369,14 +511,24 @@ fn awaits_successor(
         .filter(|target| index.owner(target) == Some(pod))
         .flat_map(|target| index.keys_at(id, target))
         .any(|new| {
-            !mirror
-                .get(new)
-                .is_some_and(|record| record.ours && record.read)
+            let standing = mirror.get(new).filter(|record| record.ours && record.read);
+            if let Some((claim, _)) = index.winner(new)
+                && claim.pod.is_none()
+            {
+                // One that is as wanted without the endpoint is full.
+                return claim.registration == id
+                    && !standing.is_some_and(|record| {
+                        mirror.keys_at(&socket).contains(new)
+                            || record.made_for != 0
+                                && index.stamp(claim, new) == Some(record.made_for)
+                    });
+            }
+            standing.is_none()
                 // One that another registration wins never comes; those of the pod's other endpoints
                 // have predecessors of their own.
                 && index.winner(new).is_some_and(|(claim, _)| {
                     claim.registration == id
-                        && claim.pod == pod
+                        && claim.pod == Some(pod)
                         && index.record(claim, new, "").is_some_and(|wanted| {
                             wanted.targets.iter().any(|target| target.socket() == socket)
                         })

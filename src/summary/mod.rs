@@ -11,7 +11,7 @@ use crate::api::reason;
 use crate::api::{
     ClusterCount, EndpointStatus, MAX_STATUS_ENDPOINTS, PodCounts, ServiceRegistrationStatus,
 };
-use crate::format::Format;
+use crate::format::{Aggregate, Format, Place, apisix};
 use crate::index::Index;
 use crate::index::registrations::{RegistrationId, Standing, StoredRegistration};
 use crate::mirror::Mirror;
@@ -78,7 +78,7 @@ pub fn summary(
 ) -> Option<ServiceRegistrationStatus> {
     let stored = index.registration(id)?;
     let (discovered, clusters, endpoints) = discovered(mirror, stored, facts.cluster);
-    let registered = registered(mirror, stored, facts);
+    let registered = registered(index, mirror, id, stored, facts);
     let conditions = vec![
         condition(accepted(stored), stored, facts),
         condition(conflict(facts), stored, facts),
@@ -286,7 +286,12 @@ fn ready(
             ),
         );
     }
-    let missing = missing(index, mirror, id, facts);
+    let beyond_record = beyond_record(index, id, accepted);
+    let missing = if accepted.format.is_aggregate() {
+        missing_of_all(index, mirror, id, facts, registered, beyond_record)
+    } else {
+        missing(index, mirror, id, facts)
+    };
     if missing > 0 {
         return if facts.no_space {
             no(
@@ -319,6 +324,17 @@ fn ready(
                 "{held} endpoints of pods that are not ready are held, the last of them until {}: too many pods stopped being ready at once, and none of them was deleted. \
                  Look at the pods, their nodes and their readiness probes; what is deleted leaves at once",
                 Timestamp::from_second(until).unwrap_or(Timestamp::UNIX_EPOCH)
+            ),
+        );
+    }
+    if beyond_record > 0 {
+        return no(
+            reason::TOO_MANY_ENDPOINTS,
+            format!(
+                "{beyond_record} endpoints are left out: a record of format {} has at most {} bytes, and those of the youngest pods find no room. \
+                 Register the pods in several ServiceRegistrations with narrower selectors, and share the traffic among their upstreams",
+                accepted.format.name(),
+                apisix::MAX_VALUE
             ),
         );
     }
@@ -397,9 +413,55 @@ fn missing(index: &Index, mirror: &Mirror, id: RegistrationId, facts: &Facts<'_>
         .count()
 }
 
+/// How many endpoints find no room in the records for all pods of a registration.
+fn beyond_record(index: &Index, id: RegistrationId, accepted: &Accepted) -> usize {
+    if !accepted.format.is_aggregate() {
+        return 0;
+    }
+    let beyond = index.keys_of(id).filter_map(|key| {
+        let parts = index.parts(id, key);
+        let entries = parts.map(|part| (part.entry, (part.created, part.uid)));
+        let aggregate = index.aggregate_at(id, key)?;
+        accepted.format.aggregate_value(&aggregate, entries)
+    });
+    beyond.map(|(_, beyond)| beyond).sum()
+}
+
+/// How many endpoints of the records for all pods have not been read back; one at least, where a record is not right.
+fn missing_of_all(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    facts: &Facts<'_>,
+    registered: i64,
+    beyond: usize,
+) -> usize {
+    let parts = index.keys_of(id).map(|key| index.parts(id, key).count());
+    let wanted = parts.sum::<usize>().saturating_sub(beyond);
+    let known = usize::try_from(registered).unwrap_or(0);
+    let records = missing(index, mirror, id, facts).min(1);
+    wanted.saturating_sub(known).max(records)
+}
+
 /// Endpoints of this cluster, confirmed by a read from etcd.
-fn registered(mirror: &Mirror, stored: &StoredRegistration, facts: &Facts<'_>) -> i64 {
+fn registered(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    stored: &StoredRegistration,
+    facts: &Facts<'_>,
+) -> i64 {
     if let Some(accepted) = stored.serving().filter(|accepted| !accepted.suspend) {
+        if accepted.format.is_aggregate() {
+            let own = index.keys_of(id).filter(|key| {
+                let record = mirror.get(key).filter(|record| record.ours && record.read);
+                let lease = record.and_then(|record| mirror.leases().get(record.lease));
+                let name = lease.and_then(|lease| lease.name.as_ref());
+                name.is_some_and(|name| name.registration == stored.full_name)
+            });
+            let count: usize = own.map(|key| endpoints_at(mirror, key)).sum();
+            return i64::try_from(count).unwrap_or(i64::MAX);
+        }
         let held = facts.held.map_or(0, |(held, _)| held);
         let keys = facts.registered.saturating_add(held);
         return i64::from(accepted.format.endpoints_of(keys, accepted.ports.len()));
@@ -472,9 +534,28 @@ fn discovered(
     let mut count = 0i64;
     let mut clusters: BTreeMap<String, i64> = BTreeMap::new();
     let mut endpoints: Vec<EndpointStatus> = Vec::new();
+    let of_all = accepted.format.is_aggregate();
+    let own: Vec<String> = accepted
+        .ports
+        .iter()
+        .filter_map(|port| {
+            let place = Place {
+                prefix: &accepted.prefix,
+            };
+            let aggregate = Aggregate {
+                cluster: own_cluster,
+                namespace: &stored.namespace,
+                service: &accepted.service,
+                port_name: &port.name,
+                scheme: &port.scheme,
+            };
+            accepted.format.aggregate_key(&place, &aggregate)
+        })
+        .collect();
     for (key, record) in mirror
         .below(accepted.scope.as_bytes())
         .filter(|(_, record)| record.read)
+        .filter(|(key, _)| !of_all || own.iter().any(|own| own.as_bytes() == &***key))
     {
         let listed = endpoints.len() < MAX_STATUS_ENDPOINTS;
         let by_key = accepted.format.cluster_of(&accepted.prefix, key);
@@ -486,8 +567,11 @@ fn discovered(
             else {
                 continue;
             };
-            // A scope of Traefik may hold services whose names go on behind a dot.
-            let found = found.into_iter().filter(|f| f.service == accepted.service);
+            // A scope of Traefik may hold services whose names go on behind a dot. The name may be cut short where the
+            // key was looked for.
+            let found = found
+                .into_iter()
+                .filter(|f| of_all || f.service == accepted.service);
             for found in found {
                 let cluster = found
                     .cluster

@@ -74,6 +74,7 @@ async fn every_format_is_read_over_one_connection() {
     let discovery = Discovery::connect(settings).await.unwrap();
     let formats = [
         "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
+        "Apisix",
     ]
     .map(|name| Format::by_name(name).unwrap());
     let mut lists = Vec::new();
