@@ -635,6 +635,14 @@ impl Etcd {
         self.member(member).map(|member| &member.process)
     }
 
+    /// What one member's `/metrics` says.
+    pub fn metrics(&self, member: usize) -> Result<String> {
+        let member = self.member(member)?;
+        http::get(member.metrics_port, "/metrics")?
+            .ok()
+            .map_err(|error| member.process.error(error))
+    }
+
     /// The member that leads, by asking each that runs.
     pub fn leader(&self) -> Result<usize> {
         self.own()?;

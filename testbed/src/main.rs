@@ -1,5 +1,6 @@
-//! `testbed tools` builds the binaries; `testbed up` starts control planes and an etcd to play with.
+//! `testbed tools` and `testbed programs` build binaries; `testbed up` starts control planes and an etcd to play with.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use testbed::{Cluster, Error, Etcd, Result, tools};
 
 const USAGE: &str = "\
 usage: testbed tools                                   build the binaries, print their folder
+       testbed programs FOLDER...                      build the programs of Go modules, print their paths
        testbed up [--clusters N] [--etcd-members 1|3]  start control planes and an etcd, until Ctrl-C";
 
 fn main() -> ExitCode {
@@ -16,6 +18,11 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
         ["tools"] => tools::built().map(|folder| println!("{}", folder.display())),
+        ["programs", folders @ ..] => folders.iter().try_for_each(|folder| {
+            let program = tools::program(Path::new(folder))?;
+            println!("{}", program.display());
+            Ok(())
+        }),
         ["up", rest @ ..] => up(rest),
         ["help" | "-h" | "--help"] => {
             println!("{USAGE}");

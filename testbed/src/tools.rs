@@ -1,7 +1,8 @@
 //! The binaries that the harness runs: built once from the pinned Go modules, or those that the user has already.
 //!
 //! A binary is looked for, in this order: in the folder `KUBEBUILDER_ASSETS`; for the command line tools and when an
-//! existing cluster is used, on the `PATH`; in the user's cache folder, where it is built on first use.
+//! existing cluster is used, on the `PATH`; in the user's cache folder, where it is built on first use. Programs of a
+//! test's own modules are only built.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -19,9 +20,6 @@ const GO_MOD: &str = include_str!("../go.mod");
 const GO_SUM: &str = include_str!("../go.sum");
 /// How often a plain progress line is printed when there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How the folders begin in which a build goes on.
-const SCRATCH: &str = "tools-build-";
 
 /// What `go build tool` makes, and how it is called afterwards.
 const BINARIES: [(&str, &str); 8] = [
@@ -65,8 +63,20 @@ pub fn built() -> Result<PathBuf> {
     if let Some(folder) = FOLDER.get() {
         return Ok(folder.clone());
     }
-    let folder = build_once(&cache_folder()?)?;
+    let folder = Module::tools().build_once(&cache_folder()?)?;
     Ok(FOLDER.get_or_init(|| folder).clone())
+}
+
+/// The program of the Go module in `folder`, such as `tests/interop/clients`, built from source if it is not there yet. It
+/// is called as the last segment of the module's path.
+pub fn program(folder: &Path) -> Result<PathBuf> {
+    let module = Module::read(folder)?;
+    let built = module.build_once(&cache_folder()?)?;
+    let (_, name) = module
+        .binaries
+        .first()
+        .ok_or_else(|| Error::new("tools", format!("{}: no program", folder.display())))?;
+    Ok(built.join(name))
 }
 
 /// The kubeconfig of a cluster of the user's own, from `TESTBED_KUBECONFIG`.
@@ -119,7 +129,7 @@ fn linker_flags() -> String {
     let kubernetes = module_version("k8s.io/kubernetes ");
     let mut parts = kubernetes.split('.');
     let (major, minor) = (parts.next().unwrap_or("0"), parts.next().unwrap_or("0"));
-    let mut flags = "-s -w".to_owned();
+    let mut flags = SMALL.to_owned();
     for package in [
         "k8s.io/component-base/version",
         "k8s.io/client-go/pkg/version",
@@ -132,140 +142,232 @@ fn linker_flags() -> String {
     flags
 }
 
-fn build_args() -> Vec<String> {
-    ["build", "-v", "-trimpath", "-ldflags"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain([linker_flags()])
-        .collect()
+/// No debug information, which nobody reads.
+const SMALL: &str = "-s -w";
+
+/// A Go module with programs to build.
+struct Module {
+    /// How its folders in the cache begin.
+    name: String,
+    /// Its files, go.mod and go.sum first.
+    files: Vec<(String, String)>,
+    /// What `go build` is to build.
+    target: &'static str,
+    linker_flags: String,
+    /// What `go build` makes, and how it is called afterwards.
+    binaries: Vec<(String, String)>,
+    /// What is said before it is built.
+    announcement: String,
 }
 
-/// FNV-1a, which stays the same between versions of Rust, as the hasher of the standard library need not.
-fn fingerprint() -> String {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let flags = build_args().join(" ");
-    for byte in GO_MOD.bytes().chain(GO_SUM.bytes()).chain(flags.bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x}")
-}
-
-fn is_complete(folder: &Path) -> bool {
-    BINARIES.iter().all(|(_, name)| folder.join(name).is_file())
-}
-
-fn build_once(cache: &Path) -> Result<PathBuf> {
-    let folder = cache.join(format!("tools-{}", fingerprint()));
-    if is_complete(&folder) {
-        return Ok(folder);
-    }
-    let doing = |what: &str| format!("{what} {}", cache.display());
-    fs::create_dir_all(cache).context("tools", doing("create"))?;
-    // Two test runs at a time would build the same thing twice.
-    let lock_file = File::create(cache.join("tools.lock")).context("tools", doing("lock"))?;
-    if lock_file.try_lock().is_err() {
-        eprintln!("tools: another process is building them; waiting for it");
-        lock_file.lock().context("tools", doing("lock"))?;
-    }
-    if is_complete(&folder) {
-        return Ok(folder);
-    }
-    // What builds left that were killed; with the lock held, none of them goes on.
-    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
-            let _ = fs::remove_dir_all(entry.path());
+impl Module {
+    /// The tools of the harness.
+    fn tools() -> Self {
+        Self {
+            name: "tools".to_owned(),
+            files: vec![
+                ("go.mod".to_owned(), GO_MOD.to_owned()),
+                ("go.sum".to_owned(), GO_SUM.to_owned()),
+            ],
+            target: "tool",
+            linker_flags: linker_flags(),
+            binaries: BINARIES
+                .map(|(made, name)| (made.to_owned(), name.to_owned()))
+                .to_vec(),
+            announcement: format!(
+                "building Kubernetes {}, etcd {} and kwok {} from source; once, about 7 minutes on two cores",
+                module_version("k8s.io/kubernetes "),
+                module_version("go.etcd.io/etcd/server/v3 "),
+                module_version("sigs.k8s.io/kwok "),
+            ),
         }
     }
-    let scratch = tempfile::Builder::new()
-        .prefix(SCRATCH)
-        .tempdir_in(cache)
-        .context("tools", doing("temporary folder in"))?;
-    let bin = build(scratch.path())?;
-    for (made, name) in BINARIES {
-        if made != name {
-            fs::rename(bin.join(made), bin.join(name))
-                .context("tools", format!("rename {made}"))?;
-        }
-    }
-    if folder.exists() {
-        fs::remove_dir_all(&folder).context(
-            "tools",
-            format!("remove the incomplete {}", folder.display()),
-        )?;
-    }
-    fs::rename(&bin, &folder).context("tools", format!("rename to {}", folder.display()))?;
-    eprintln!("tools: ready in {}", folder.display());
-    Ok(folder)
-}
 
-/// Builds every tool of the module in `scratch`, and gives the folder of the binaries.
-fn build(scratch: &Path) -> Result<PathBuf> {
-    fs::write(scratch.join("go.mod"), GO_MOD).context("tools", "write go.mod")?;
-    fs::write(scratch.join("go.sum"), GO_SUM).context("tools", "write go.sum")?;
-    let bin = scratch.join("bin");
-    fs::create_dir(&bin).context("tools", "create bin")?;
-    let mut command = Command::new("go");
-    command
-        .args(build_args())
-        .arg("-o")
-        .arg(&bin)
-        .arg("tool")
-        .current_dir(scratch)
-        .env("CGO_ENABLED", "0")
-        .env("GOFLAGS", "-mod=readonly")
-        .env("GOWORK", "off")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    eprintln!(
-        "tools: building Kubernetes {}, etcd {} and kwok {} from source; once, about 7 minutes on two cores",
-        module_version("k8s.io/kubernetes "),
-        module_version("go.etcd.io/etcd/server/v3 "),
-        module_version("sigs.k8s.io/kwok "),
-    );
-    let mut child = command.spawn().map_err(|error| {
-        let go = module_version_of_go();
-        let message = match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                format!("Go is missing: install Go {go} or newer (https://go.dev/dl/), or set KUBEBUILDER_ASSETS")
-            }
-            _ => format!("go: {error}"),
+    /// The program in a folder without subfolders that matter: its go.mod, go.sum and Go files.
+    fn read(folder: &Path) -> Result<Self> {
+        let text = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).context("tools", path.display())
         };
-        Error::new("tools", message)
-    })?;
-    let stderr = child.stderr.take();
-    let (sender, lines) = channel();
-    if let Some(stderr) = stderr {
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr)
-                .lines()
-                .map_while(std::io::Result::ok)
+        let manifest = text("go.mod")?;
+        // `module example.com/interop/clients` makes `interop-clients`, and its program is `clients`.
+        let name = manifest
+            .lines()
+            .find_map(|line| line.strip_prefix("module ")?.trim().split_once('/'))
+            .map(|(_, path)| path.replace('/', "-"))
+            .ok_or_else(|| Error::new("tools", format!("{}: no module path", folder.display())))?;
+        let binary = name.rsplit('-').next().unwrap_or(&name).to_owned();
+        let mut sources = Vec::new();
+        for entry in fs::read_dir(folder).context("tools", folder.display())? {
+            let file = entry
+                .context("tools", folder.display())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
+            if Path::new(&file)
+                .extension()
+                .is_some_and(|extension| extension == "go")
             {
-                if sender.send(line).is_err() {
-                    break;
-                }
+                sources.push(file);
             }
-        });
-    }
-    let mut progress = Progress::new();
-    let mut errors = Vec::new();
-    loop {
-        match lines.recv_timeout(Duration::from_secs(1)) {
-            Ok(line) => progress.line(&line, &mut errors),
-            Err(RecvTimeoutError::Timeout) => progress.show(),
-            Err(RecvTimeoutError::Disconnected) => break,
         }
+        sources.sort();
+        let mut files = vec![
+            ("go.mod".to_owned(), manifest),
+            ("go.sum".to_owned(), text("go.sum")?),
+        ];
+        for file in sources {
+            let content = text(&file)?;
+            files.push((file, content));
+        }
+        Ok(Self {
+            announcement: format!("building {} from source; once", folder.display()),
+            name,
+            files,
+            target: ".",
+            linker_flags: SMALL.to_owned(),
+            binaries: vec![(binary.clone(), binary)],
+        })
     }
-    progress.end();
-    let status = child.wait().context("tools", "go build")?;
-    if status.success() {
-        Ok(bin)
-    } else {
-        let last = crate::error::tail(&errors.join("\n"), 20);
-        Err(
-            Error::new("tools", format!("go build failed ({status}):\n{last}"))
-                .with_command("go build tool"),
-        )
+
+    fn build_args(&self) -> Vec<String> {
+        ["build", "-v", "-trimpath", "-ldflags"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain([self.linker_flags.clone()])
+            .collect()
+    }
+
+    /// FNV-1a, which stays the same between versions of Rust, as the hasher of the standard library need not.
+    fn fingerprint(&self) -> String {
+        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+        let flags = self.build_args().join(" ");
+        let contents = self.files.iter().map(|(_, content)| content.as_str());
+        for byte in contents.chain([flags.as_str()]).flat_map(str::bytes) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        format!("{hash:016x}")
+    }
+
+    fn is_complete(&self, folder: &Path) -> bool {
+        self.binaries
+            .iter()
+            .all(|(_, name)| folder.join(name).is_file())
+    }
+
+    /// The folder with its binaries, built if it is not there yet.
+    fn build_once(&self, cache: &Path) -> Result<PathBuf> {
+        let name = &self.name;
+        let folder = cache.join(format!("{name}-{}", self.fingerprint()));
+        if self.is_complete(&folder) {
+            return Ok(folder);
+        }
+        let doing = |what: &str| format!("{what} {}", cache.display());
+        fs::create_dir_all(cache).context("tools", doing("create"))?;
+        // Two test runs at a time would build the same thing twice.
+        let lock_file =
+            File::create(cache.join(format!("{name}.lock"))).context("tools", doing("lock"))?;
+        if lock_file.try_lock().is_err() {
+            eprintln!("{name}: another process is building this; waiting for it");
+            lock_file.lock().context("tools", doing("lock"))?;
+        }
+        if self.is_complete(&folder) {
+            return Ok(folder);
+        }
+        // What builds left that were killed; with the lock held, none of them goes on.
+        let scratches = format!("{name}-build-");
+        for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&scratches) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let scratch = tempfile::Builder::new()
+            .prefix(&scratches)
+            .tempdir_in(cache)
+            .context("tools", doing("temporary folder in"))?;
+        let bin = self.build(scratch.path())?;
+        for (made, name) in &self.binaries {
+            if made != name {
+                fs::rename(bin.join(made), bin.join(name))
+                    .context("tools", format!("rename {made}"))?;
+            }
+        }
+        if folder.exists() {
+            fs::remove_dir_all(&folder).context(
+                "tools",
+                format!("remove the incomplete {}", folder.display()),
+            )?;
+        }
+        fs::rename(&bin, &folder).context("tools", format!("rename to {}", folder.display()))?;
+        eprintln!("{name}: ready in {}", folder.display());
+        Ok(folder)
+    }
+
+    /// Builds its programs in `scratch`, and gives the folder of the binaries.
+    fn build(&self, scratch: &Path) -> Result<PathBuf> {
+        for (file, content) in &self.files {
+            fs::write(scratch.join(file), content).context("tools", format!("write {file}"))?;
+        }
+        let bin = scratch.join("bin");
+        fs::create_dir(&bin).context("tools", "create bin")?;
+        let mut command = Command::new("go");
+        command
+            .args(self.build_args())
+            .arg("-o")
+            .arg(&bin)
+            .arg(self.target)
+            .current_dir(scratch)
+            .env("CGO_ENABLED", "0")
+            .env("GOFLAGS", "-mod=readonly")
+            .env("GOWORK", "off")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        eprintln!("{}: {}", self.name, self.announcement);
+        let mut child = command.spawn().map_err(|error| {
+            let go = module_version_of_go();
+            let message = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    format!("Go is missing: install Go {go} or newer (https://go.dev/dl/), or set KUBEBUILDER_ASSETS")
+                }
+                _ => format!("go: {error}"),
+            };
+            Error::new("tools", message)
+        })?;
+        let stderr = child.stderr.take();
+        let (sender, lines) = channel();
+        if let Some(stderr) = stderr {
+            std::thread::spawn(move || {
+                for line in BufReader::new(stderr)
+                    .lines()
+                    .map_while(std::io::Result::ok)
+                {
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        let mut progress = Progress::new(&self.name);
+        let mut errors = Vec::new();
+        loop {
+            match lines.recv_timeout(Duration::from_secs(1)) {
+                Ok(line) => progress.line(&line, &mut errors),
+                Err(RecvTimeoutError::Timeout) => progress.show(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        progress.end();
+        let status = child.wait().context("tools", "go build")?;
+        if status.success() {
+            Ok(bin)
+        } else {
+            let last = crate::error::tail(&errors.join("\n"), 20);
+            Err(
+                Error::new("tools", format!("go build failed ({status}):\n{last}"))
+                    .with_command(format!("go build {}", self.target)),
+            )
+        }
     }
 }
 
@@ -278,6 +380,7 @@ fn module_version_of_go() -> &'static str {
 
 /// Shows how far the build is: one line that changes on a terminal, a line now and then otherwise.
 struct Progress {
+    name: String,
     start: Instant,
     shown: Option<Instant>,
     terminal: bool,
@@ -286,8 +389,9 @@ struct Progress {
 }
 
 impl Progress {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         Self {
+            name: name.to_owned(),
             start: Instant::now(),
             shown: None,
             terminal: std::io::stderr().is_terminal(),
@@ -320,7 +424,8 @@ impl Progress {
         self.shown = Some(Instant::now());
         let seconds = self.start.elapsed().as_secs();
         let text = format!(
-            "tools: {} modules downloaded, {} packages compiled, {}:{:02}",
+            "{}: {} modules downloaded, {} packages compiled, {}:{:02}",
+            self.name,
             self.downloads,
             self.packages.len(),
             seconds / 60,
@@ -357,13 +462,38 @@ mod tests {
 
     #[test]
     fn the_fingerprint_is_stable() {
-        assert_eq!(fingerprint(), fingerprint());
-        assert_eq!(fingerprint().len(), 16);
+        let module = Module::tools();
+        assert_eq!(module.fingerprint(), Module::tools().fingerprint());
+        assert_eq!(module.fingerprint().len(), 16);
+    }
+
+    #[test]
+    fn a_module_is_known_by_all_that_is_built() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(folder.path().join(file), text).unwrap();
+        write("go.mod", "module example.com/some/client\n\ngo 1.26.0\n");
+        write("go.sum", "");
+        write("main.go", "package main\n");
+        write("notes.txt", "not built");
+        let module = Module::read(folder.path()).unwrap();
+        assert_eq!(module.name, "some-client");
+        assert_eq!(
+            module.binaries,
+            [("client".to_owned(), "client".to_owned())]
+        );
+        let files: Vec<&str> = module.files.iter().map(|(file, _)| file.as_str()).collect();
+        assert_eq!(files, ["go.mod", "go.sum", "main.go"]);
+        write("notes.txt", "changed");
+        let same = Module::read(folder.path()).unwrap();
+        assert_eq!(module.fingerprint(), same.fingerprint());
+        write("main.go", "package main // changed\n");
+        let changed = Module::read(folder.path()).unwrap();
+        assert_ne!(module.fingerprint(), changed.fingerprint());
     }
 
     #[test]
     fn progress_tells_packages_from_errors() {
-        let mut progress = Progress::new();
+        let mut progress = Progress::new("tools");
         let mut errors = Vec::new();
         for line in [
             "go: downloading a v1",
