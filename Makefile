@@ -3,9 +3,10 @@
 # On a build server the lock file must be complete; at home Cargo may complete it.
 LOCKED := $(if $(CI),--locked)
 CRD := crds/serviceregistrations.yaml
+CLIENTS := $(dir $(wildcard tests/interop/*/go.mod))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools build fmt lint test soak load mutants demo bench crds deny clean fuzz protocol
+.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +16,9 @@ setup: ## install what is missing (protoc and the like), check Rust and Go
 
 tools: setup ## build kube-apiserver, etcd and the others once, into the user's cache folder
 	@cargo run --quiet $(LOCKED) --package etcd-registrar-testbed --bin testbed -- tools
+
+clients: setup ## build the clients of the interop tests once, into the user's cache folder
+	@cargo run --quiet $(LOCKED) --package etcd-registrar-testbed --bin testbed -- programs $(CLIENTS)
 
 build: setup ## build the operator for release
 	cargo build --release $(LOCKED) --bin etcd-registrar
@@ -30,9 +34,13 @@ lint: setup ## check the format, and clippy with warnings as errors, also of the
 	    grep -E '^(kube|k8s-openapi|schemars|clap) '; then \
 	    echo "lint: the discovery library needs what only the operator should" >&2; exit 1; fi
 
-# The tools first: inside a test their progress would not be seen.
-test: lint tools ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests
+# The tools and clients first: inside a test their progress would not be seen.
+test: lint tools clients ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests
 	cargo test --workspace --no-fail-fast $(LOCKED)
+
+# MARKDOWN writes the table anew: make interop MARKDOWN=docs/formats.md
+interop: tools clients ## the real clients of other projects against what the operator writes
+	INTEROP_MARKDOWN="$(MARKDOWN)" cargo test $(LOCKED) --test interop -- --nocapture
 
 # SOAK_MINUTES and SOAK_SCHEDULES say for how long: make soak SOAK_SCHEDULES=100000
 soak: setup ## run the simulation with new seeds, 30 minutes or SOAK_MINUTES or SOAK_SCHEDULES
