@@ -3,7 +3,7 @@
 //! Takes the command, gives an exit code: 0 when all is done, 1 when trying again can't help. Must never
 //! decide anything about records: that is the engine's.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -26,8 +26,8 @@ use crate::engine::{Engine, Numbers, Settings};
 use crate::kube::client::KubeClient;
 use crate::kube::events::{Announcement, Announcer};
 use crate::kube::status::{Patch, StatusQueue};
-use crate::kube::watch::{Relists, Watching};
-use crate::kube::{Heard, events, probe, status, watch as kube_watch};
+use crate::kube::watch::{Relists, Sink, Watching};
+use crate::kube::{Heard, events, merge, probe, status, watch as kube_watch};
 use crate::registry::connection::{Connection, State};
 use crate::registry::requests::{DEADLINE, Requests};
 use crate::registry::{keeper, mirror, purge};
@@ -153,6 +153,7 @@ async fn operate_in(args: &RunArgs, policy: Policy) -> Result<(), String> {
         registrar_prefix: args.name.registrar_prefix.clone(),
         election_ttl: i64::try_from(args.election_ttl.as_secs()).unwrap_or(5),
         max_staleness: u64::try_from(args.max_staleness.as_micros()).unwrap_or(u64::MAX),
+        namespaces: args.namespaces(),
         seed: rand::random(),
     };
     let engine = Engine::new(settings, policy);
@@ -204,18 +205,18 @@ impl Tasks {
         let relists = Relists::new();
         let watching = Watching {
             client: client.clone(),
-            inputs: inputs.clone(),
+            sink: Sink::Engine(inputs.clone()),
             heard: heard.clone(),
             metrics: metrics.clone(),
         };
-        for resource in [Resource::Pods, Resource::Nodes, Resource::Registrations] {
-            tokio::spawn(kube_watch::run(
-                resource,
-                watching.clone(),
-                relists.subscribe(resource),
-            ));
-        }
-        tokio::spawn(probe::run(client.clone(), inputs.clone(), heard));
+        watch_kubernetes(&args.namespaces(), &watching, &inputs, &relists);
+        let identity = if args.namespace.is_empty() {
+            probe::EVERYWHERE.into()
+        } else {
+            // A Role can grant no namespace but its own.
+            client.current().default_namespace().into()
+        };
+        tokio::spawn(probe::run(client.clone(), identity, inputs.clone(), heard));
         let statuses = StatusQueue::new();
         tokio::spawn(status::run(
             client.clone(),
@@ -253,6 +254,53 @@ impl Tasks {
     }
 }
 
+/// Watches all namespaces, or these alone, and then no Nodes: a Role can't grant them.
+fn watch_kubernetes(
+    namespaces: &BTreeSet<String>,
+    watching: &Watching,
+    inputs: &mpsc::Sender<Input>,
+    relists: &Relists,
+) {
+    let alone = |resource, namespace| {
+        let orders = relists.subscribe(resource);
+        tokio::spawn(kube_watch::run(
+            resource,
+            namespace,
+            watching.clone(),
+            orders,
+        ));
+    };
+    let several: Vec<Arc<str>> = namespaces.iter().map(|name| name.as_str().into()).collect();
+    match several.as_slice() {
+        [] => {
+            for resource in [Resource::Pods, Resource::Nodes, Resource::Registrations] {
+                alone(resource, None);
+            }
+            return;
+        }
+        [only] => {
+            for resource in [Resource::Pods, Resource::Registrations] {
+                alone(resource, Some(Arc::clone(only)));
+            }
+        }
+        _ => {
+            for resource in [Resource::Pods, Resource::Registrations] {
+                tokio::spawn(merge::run(
+                    resource,
+                    several.clone(),
+                    watching.clone(),
+                    inputs.clone(),
+                    relists.subscribe(resource),
+                ));
+            }
+        }
+    }
+    tracing::info!(
+        namespaces = several.join(","),
+        "only these namespaces are watched, and no Nodes: pods without the label topology.kubernetes.io/zone have no zone"
+    );
+}
+
 /// The keeper has a thread and a connection of its own: whatever keeps the others busy, leases are
 /// kept alive in time.
 fn start_keeper(
@@ -263,7 +311,11 @@ fn start_keeper(
 ) -> Result<(), String> {
     let runtime = runtime()?;
     let settings = args.etcd.settings();
-    let names = keeper::Names::new(&args.name.registrar_prefix, &args.name.cluster_name);
+    let names = keeper::Names::new(
+        &args.name.registrar_prefix,
+        &args.name.cluster_name,
+        args.namespaces(),
+    );
     std::thread::Builder::new()
         .name("keeper".into())
         .spawn(move || {

@@ -4,6 +4,7 @@
 //! Every flag has an environment variable; the flags for etcd are the same in every command and are named
 //! as etcdctl names them.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -191,12 +192,30 @@ pub struct RunArgs {
         help_heading = "Kubernetes"
     )]
     pub context: Option<String>,
+    /// Watch only this namespace; may be given several times. Roles are then enough: Nodes are not read, so that only pods
+    /// with the label topology.kubernetes.io/zone have a zone, and the cluster is known by the UID of the operator's own
+    /// namespace. Without it all namespaces are watched.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_NAMESPACE",
+        value_delimiter = ',',
+        value_parser = namespace,
+        value_name = "NAME",
+        help_heading = "Kubernetes"
+    )]
+    pub namespace: Vec<String>,
     /// Where etcd is.
     #[command(flatten)]
     pub etcd: EtcdArgs,
 }
 
 impl RunArgs {
+    /// The namespaces that are watched, each once; empty: all.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeSet<String> {
+        self.namespace.iter().cloned().collect()
+    }
+
     /// Which API server, as whom.
     #[must_use]
     pub fn kube(&self) -> ClientOptions {
@@ -340,6 +359,11 @@ fn cluster_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn namespace(text: &str) -> Result<String, String> {
+    names::namespace(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
 fn registrar_prefix(text: &str) -> Result<String, String> {
     names::prefix(text).map_err(|error| error.to_string())?;
     if text.is_empty() || text == "/" {
@@ -397,6 +421,26 @@ mod tests {
                 Cli::try_parse_from(["etcd-registrar", "run", "--cluster-name", bad]).is_err(),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn namespaces_are_named_one_by_one_or_together() {
+        let namespaces = |flags: &[&str]| {
+            let run = ["etcd-registrar", "run", "--cluster-name", "east"];
+            let cli = Cli::try_parse_from(run.iter().chain(flags))?;
+            match cli.command {
+                Command::Run(args) => Ok::<_, clap::Error>(args.namespaces()),
+                _ => panic!("another command"),
+            }
+        };
+        assert!(namespaces(&[]).unwrap().is_empty());
+        let several = ["--namespace", "shop", "--namespace=web,shop"];
+        let found = namespaces(&several).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["shop", "web"]);
+        for bad in ["Shop", "a/b", "", "shop,"] {
+            let error = namespaces(&["--namespace", bad]).unwrap_err().to_string();
+            assert!(error.contains("DNS label"), "{bad}: {error}");
         }
     }
 

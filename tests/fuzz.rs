@@ -566,6 +566,7 @@ impl World {
             registrar_prefix: "/registrar/".into(),
             election_ttl: 5,
             max_staleness: 0,
+            namespaces: BTreeSet::new(),
             seed,
         };
         let mut world = Self {

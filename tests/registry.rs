@@ -11,6 +11,7 @@
 #[path = "own_etcd/mod.rs"]
 mod own_etcd;
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -679,7 +680,7 @@ async fn keep_with(settings: Settings) -> Keeping {
     let (ready_sender, ready) = watch::channel(false);
     tokio::spawn(keeper::run(
         connection,
-        Names::new("/reg/", "east"),
+        Names::new("/reg/", "east", BTreeSet::new()),
         receiver,
         sender,
         ready_sender,

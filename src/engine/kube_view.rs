@@ -94,8 +94,14 @@ impl WatchView {
 
     /// Something at a resource version was delivered.
     pub fn advance(&mut self, version: u64) {
-        self.broken = None;
         self.version = self.version.max(version);
+    }
+
+    /// The watch says that it works, at a resource version. (A change does not say so: it may come from another
+    /// namespace than the one that can't be watched.)
+    pub fn bookmark(&mut self, version: u64) {
+        self.broken = None;
+        self.advance(version);
     }
 }
 

@@ -503,7 +503,8 @@ impl Engine {
         let seen = reads.into_iter().nth(2).unwrap_or_default();
         let mut marks = self.session.highest;
         self.lanes = Default::default();
-        let mut mark_missing = false;
+        // One number can't tell how far the watches of several namespaces are: each list is asked for anew.
+        let mut mark_missing = self.settings.namespaces.len() > 1;
         for at in 0..LANES {
             let key = self.keys.seen(at);
             let found = seen.iter().find(|kv| kv.key == key);
@@ -856,7 +857,7 @@ fn granted(answer: &Result<Answer, Failure>) -> bool {
 
 fn name_taken(cluster: &str, other: &str, own: &str) -> String {
     format!(
-        "the cluster name {cluster:?} belongs to the Kubernetes cluster whose kube-system namespace has the UID {other}; this one's is {own}. \
+        "the cluster name {cluster:?} belongs to the Kubernetes cluster whose kube-system namespace (with --namespace: whose operator's namespace) has the UID {other}; this one's is {own}. \
          Give this operator another --cluster-name, or, if that cluster is gone for good, free the name with: \
          etcd-registrar purge --cluster-name {cluster} --uid {other}"
     )

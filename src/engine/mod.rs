@@ -59,6 +59,8 @@ pub struct Settings {
     pub election_ttl: i64,
     /// After how long without Kubernetes leases are left to expire, in microseconds; 0: never.
     pub max_staleness: u64,
+    /// The namespaces that are watched; empty: all. Where there are some, Nodes are not watched.
+    pub namespaces: BTreeSet<String>,
     /// Where nonces and lease ids come from: from the operating system, or of a simulation.
     pub seed: u64,
 }
@@ -227,18 +229,21 @@ impl Engine {
             registrar_prefix: settings.registrar_prefix.clone(),
         };
         let keys = OwnKeys::new(&settings.registrar_prefix, &settings.cluster_name);
+        let mut kube = KubeView::default();
+        // A Role can't grant Nodes: what is not watched has nothing to deliver first.
+        kube.nodes.complete = !settings.namespaces.is_empty();
         let mut rng = StdRng::seed_from_u64(settings.seed);
         let session = Session::new(format!("{:016x}", rng.random::<u64>()));
         Self {
             // Until the UID is known nothing below `leases/` is taken for ours.
             mirror: Mirror::new(format!("{}?/", keys.all_leases)),
-            index: Index::new(accept, policy),
+            index: Index::new(accept, policy).of_namespaces(&settings.namespaces),
             rng,
             session,
             keys,
             settings,
             now: Now::default(),
-            kube: KubeView::default(),
+            kube,
             listed_pods: Vec::new(),
             listed_registrations: Vec::new(),
             listed_nodes: Vec::new(),
@@ -473,7 +478,7 @@ impl Engine {
                 resource_version,
             } => {
                 self.kube.heard = Some(now);
-                self.kube.of(resource).advance(resource_version);
+                self.kube.of(resource).bookmark(resource_version);
             }
             KubeInput::Broken {
                 resource,

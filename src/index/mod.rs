@@ -115,6 +115,8 @@ impl Namespace {
 pub struct Index {
     settings: AcceptSettings,
     policy: Policy,
+    /// The namespaces that are watched; empty: all.
+    watched: BTreeSet<String>,
     pods: Pods,
     zones: HashMap<Box<str>, (Box<str>, u32)>,
     namespaces: HashMap<Arc<str>, Namespace>,
@@ -136,6 +138,7 @@ impl Index {
         Self {
             settings,
             policy,
+            watched: BTreeSet::new(),
             pods: Pods::default(),
             zones: HashMap::default(),
             namespaces: HashMap::default(),
@@ -161,6 +164,23 @@ impl Index {
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// The same, of these namespaces alone; empty: of all.
+    #[must_use]
+    pub fn of_namespaces(mut self, namespaces: &BTreeSet<String>) -> Self {
+        self.watched.clone_from(namespaces);
+        self
+    }
+
+    /// Whether the namespace of a registration (`namespace/name`) is watched: else nothing is known of it, not even that
+    /// it is gone.
+    #[must_use]
+    pub fn watches(&self, registration: &str) -> bool {
+        self.watched.is_empty()
+            || registration
+                .split_once('/')
+                .is_some_and(|(namespace, _)| self.watched.contains(namespace))
     }
 
     /// How much a namespace may have.

@@ -3,6 +3,7 @@
 //! Takes the time of the last word; gives [`KubeInput::Answered`] and [`KubeInput::ClusterUid`].
 //! Must never report an answer that was none: whether this replica is live hangs on it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -27,12 +28,18 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// address has to be noticed there, too.
 const UID_PERIOD: Duration = Duration::from_secs(60);
 
-/// Its UID names the cluster: the namespace is in every one and can't be deleted.
-const PATH: &str = "/api/v1/namespaces/kube-system";
+/// Its UID names the cluster where all namespaces are watched: it is in every one and can't be deleted.
+pub const EVERYWHERE: &str = "kube-system";
 
-/// Probes until the engine is gone.
-pub async fn run(client: KubeClient, inputs: mpsc::Sender<Input>, heard: Heard) {
+/// Probes until the engine is gone; the UID is that of this namespace.
+pub async fn run(
+    client: KubeClient,
+    namespace: Arc<str>,
+    inputs: mpsc::Sender<Input>,
+    heard: Heard,
+) {
     let mut probe = Probe {
+        namespace: Arc::clone(&namespace),
         uid: None,
         failures: 0,
         log: LogLimit::new(),
@@ -42,7 +49,7 @@ pub async fn run(client: KubeClient, inputs: mpsc::Sender<Input>, heard: Heard) 
         let due = asked.is_none_or(|asked| asked.elapsed() >= UID_PERIOD);
         let silence = heard.silence();
         let told = if due || silence >= PERIOD {
-            let answer = ask(&client).await;
+            let answer = ask(&client, &namespace).await;
             if answer.is_ok() {
                 heard.now();
                 asked = Some(Instant::now());
@@ -81,12 +88,12 @@ struct Failure {
     message: String,
 }
 
-async fn ask(client: &KubeClient) -> Result<String, Failure> {
+async fn ask(client: &KubeClient, namespace: &str) -> Result<String, Failure> {
     let failure = |message: String| Failure {
         code: None,
         message,
     };
-    let request = http::Request::get(PATH)
+    let request = http::Request::get(format!("/api/v1/namespaces/{namespace}"))
         .body(Vec::new())
         .map_err(|error| failure(error.to_string()))?;
     let body = timeout(TIMEOUT, client.current().request_text(request))
@@ -104,13 +111,14 @@ async fn ask(client: &KubeClient) -> Result<String, Failure> {
         })?;
     match wire::read_uid(body.as_bytes()) {
         Ok(uid) if !uid.is_empty() => Ok(uid),
-        Ok(_) => Err(failure("the namespace kube-system has no UID".to_owned())),
+        Ok(_) => Err(failure(format!("the namespace {namespace} has no UID"))),
         Err(error) => Err(failure(error.to_string())),
     }
 }
 
 /// What follows from the answers; without IO.
 struct Probe {
+    namespace: Arc<str>,
     uid: Option<String>,
     failures: u32,
     log: LogLimit,
@@ -131,7 +139,7 @@ impl Probe {
             Err(failure) => {
                 self.failures = self.failures.saturating_add(1);
                 if let Some(more) = self.log.pass(std::time::Instant::now()) {
-                    tracing::warn!(more, "{}", advice(&failure));
+                    tracing::warn!(more, "{}", advice(&self.namespace, &failure));
                 }
                 // Once the UID is known, a missing permission does not make the API server absent.
                 if failure.code == Some(403) && self.uid.is_some() {
@@ -153,12 +161,16 @@ impl Probe {
     }
 }
 
-fn advice(failure: &Failure) -> String {
+fn advice(namespace: &str, failure: &Failure) -> String {
     let said = &failure.message;
     match failure.code {
-        Some(403) => format!(
-            "can't read the UID of the namespace kube-system: {said}; grant the verb get on this \
+        Some(403) if namespace == EVERYWHERE => format!(
+            "can't read the UID of the namespace {namespace}: {said}; grant the verb get on this \
              namespace, as the ClusterRole in deploy/ does (kubectl apply -k deploy/)"
+        ),
+        Some(403) => format!(
+            "can't read the UID of the operator's own namespace {namespace}: {said}; grant the verb get \
+             on it by a Role in it (docs/install.md)"
         ),
         Some(401) => format!(
             "the API server does not accept the credentials: {said}; check the kubeconfig or the \
@@ -181,6 +193,7 @@ mod tests {
 
     fn probe() -> Probe {
         Probe {
+            namespace: EVERYWHERE.into(),
             uid: None,
             failures: 0,
             log: LogLimit::new(),

@@ -10,6 +10,7 @@
 //! List --(bookmark "initial-events-end" / last page)--> Watch <--> Check
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::io::{KubeInput, Resource, WatchProblem};
@@ -78,6 +79,8 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Session {
     resource: Resource,
+    /// Only of this namespace; `None`: of all.
+    namespace: Option<Arc<str>>,
     phase: Phase,
     /// Whether the API server is believed to have streaming lists.
     streaming: bool,
@@ -102,11 +105,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session that has seen nothing.
+    /// A session that has seen nothing, of one namespace or of all.
     #[must_use]
-    pub fn new(resource: Resource) -> Self {
+    pub fn new(resource: Resource, namespace: Option<Arc<str>>) -> Self {
         Self {
             resource,
+            namespace,
             phase: Phase::List,
             streaming: true,
             token: None,
@@ -125,6 +129,20 @@ impl Session {
     #[must_use]
     pub fn resource(&self) -> Resource {
         self.resource
+    }
+
+    /// Where the API server has it: the path of the list.
+    #[must_use]
+    pub fn path(&self) -> String {
+        let (group, plural) = match self.resource {
+            Resource::Pods => ("/api/v1", "pods"),
+            Resource::Nodes => ("/api/v1", "nodes"),
+            Resource::Registrations => ("/apis/etcd-registrar.io/v1alpha1", "serviceregistrations"),
+        };
+        match &self.namespace {
+            None => format!("{group}/{plural}"),
+            Some(namespace) => format!("{group}/namespaces/{namespace}/{plural}"),
+        }
     }
 
     /// How many failures in a row the next request has to wait for, see [`backoff`]; 0: none. A
@@ -447,7 +465,16 @@ impl Session {
 
     // === what a person reads ===
 
-    fn plural(&self) -> &'static str {
+    /// The resource, and the namespace where it is of one.
+    fn plural(&self) -> String {
+        let plural = self.name();
+        match &self.namespace {
+            None => plural.to_owned(),
+            Some(namespace) => format!("{plural} of namespace {namespace}"),
+        }
+    }
+
+    fn name(&self) -> &'static str {
         match self.resource {
             Resource::Pods => "pods",
             Resource::Nodes => "nodes",
@@ -463,10 +490,18 @@ impl Session {
                  check the kubeconfig or the token of the ServiceAccount"
             );
         }
-        format!(
-            "can't watch {plural}: {refusal}; grant the verbs list and watch on {plural} in all \
-             namespaces, as the ClusterRole in deploy/ does (kubectl apply -k deploy/)"
-        )
+        let name = self.name();
+        match &self.namespace {
+            None => format!(
+                "can't watch {plural}: {refusal}; grant the verbs list and watch on {name} in all \
+                 namespaces, as the ClusterRole in deploy/ does (kubectl apply -k deploy/), or name \
+                 those to be watched with --namespace"
+            ),
+            Some(namespace) => format!(
+                "can't watch {plural}: {refusal}; grant the verbs list and watch on {name} by a Role \
+                 in the namespace {namespace} (docs/install.md), or take it out of --namespace"
+            ),
+        }
     }
 
     fn missing(&self, refusal: &Refusal) -> String {
@@ -582,7 +617,7 @@ mod tests {
 
     /// A session whose list is complete at 10.
     fn watching() -> (Session, Vec<KubeInput>) {
-        let mut session = Session::new(Resource::Pods);
+        let mut session = Session::new(Resource::Pods, None);
         let mut out = Vec::new();
         assert_eq!(session.next_ask(), Ask::StreamList);
         session.opened(&mut out);
@@ -619,7 +654,7 @@ mod tests {
             refused(500),
             End::Failed("refused".to_owned()),
         ] {
-            let mut session = Session::new(Resource::Pods);
+            let mut session = Session::new(Resource::Pods, None);
             let mut out = Vec::new();
             session.next_ask();
             session.opened(&mut out);
@@ -637,7 +672,7 @@ mod tests {
     #[test]
     fn without_streaming_lists_pages_are_read_and_that_is_remembered() {
         for code in [400, 422] {
-            let mut session = Session::new(Resource::Pods);
+            let mut session = Session::new(Resource::Pods, None);
             let mut out = Vec::new();
             assert_eq!(session.next_ask(), Ask::StreamList);
             session.ended(refused(code), NO_TIME, &mut out);
@@ -658,7 +693,7 @@ mod tests {
     #[test]
     fn a_partial_list_of_pages_never_looks_finished() {
         let begun = || {
-            let mut session = Session::new(Resource::Pods);
+            let mut session = Session::new(Resource::Pods, None);
             let mut out = Vec::new();
             session.next_ask();
             session.ended(refused(422), NO_TIME, &mut out);
@@ -765,7 +800,7 @@ mod tests {
     #[test]
     fn a_forbidden_list_is_no_empty_one() {
         for (code, word) in [(401, "credentials"), (403, "ClusterRole")] {
-            let mut session = Session::new(Resource::Pods);
+            let mut session = Session::new(Resource::Pods, None);
             let mut out = Vec::new();
             session.next_ask();
             session.ended(refused(code), NO_TIME, &mut out);
@@ -790,7 +825,7 @@ mod tests {
             json!({"metadata": {"name": "web", "namespace": "shop", "uid": "r",
                 "resourceVersion": version.to_string()}, "spec": {}})
         };
-        let mut session = Session::new(Resource::Registrations);
+        let mut session = Session::new(Resource::Registrations, None);
         let mut out = Vec::new();
         session.next_ask();
         session.opened(&mut out);

@@ -7,6 +7,7 @@
 //! kube's own `watcher` is not used since it hides the resource versions of lists and bookmarks.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -97,26 +98,49 @@ impl Default for Relists {
     }
 }
 
+/// Where what a watch hears goes.
+#[derive(Clone)]
+pub enum Sink {
+    /// To the engine: the only watch of its resource.
+    Engine(mpsc::Sender<Input>),
+    /// To [`super::merge::run`], as the part of that number.
+    Part(usize, mpsc::Sender<(usize, KubeInput)>),
+}
+
+impl Sink {
+    async fn send(&self, input: KubeInput) -> Result<(), Gone> {
+        match self {
+            Self::Engine(inputs) => inputs.send(Input::Kube(input)).await.map_err(|_| Gone),
+            Self::Part(part, parts) => parts.send((*part, input)).await.map_err(|_| Gone),
+        }
+    }
+}
+
 /// What all watches share.
 #[derive(Clone)]
 pub struct Watching {
     /// The connection.
     pub client: KubeClient,
-    /// To the engine.
-    pub inputs: mpsc::Sender<Input>,
+    /// Where what was heard goes.
+    pub sink: Sink,
     /// Told of every line that is received.
     pub heard: Heard,
     /// Counts lists, restarts and objects that were not understood.
     pub metrics: Metrics,
 }
 
-/// Lists and watches a resource of all namespaces; ends only when the engine is gone.
+/// Lists and watches a resource of one namespace, or of all; ends only when the engine is gone.
 ///
 /// A panic-free loop of: wait as long as the failures so far demand, ask what the session says,
 /// hand on what it makes of the answer. An order to list anew drops the request under way.
-pub async fn run(resource: Resource, watching: Watching, mut orders: watch::Receiver<u64>) {
+pub async fn run(
+    resource: Resource,
+    namespace: Option<Arc<str>>,
+    watching: Watching,
+    mut orders: watch::Receiver<u64>,
+) {
     let mut task = Task {
-        session: Session::new(resource),
+        session: Session::new(resource, namespace),
         watching,
         buffer: Vec::new(),
         inputs: Vec::new(),
@@ -291,11 +315,7 @@ impl Task {
     }
 
     async fn open(&self, query: &str) -> Result<Pin<Box<dyn AsyncBufRead + Send>>, End> {
-        let path = match self.session.resource() {
-            Resource::Pods => "/api/v1/pods",
-            Resource::Nodes => "/api/v1/nodes",
-            Resource::Registrations => "/apis/etcd-registrar.io/v1alpha1/serviceregistrations",
-        };
+        let path = self.session.path();
         // Tokens of pages are base64 for URLs, so nothing in a query needs escapes.
         let request = http::Request::get(format!("{path}?{query}"))
             .body(Vec::new())
@@ -327,11 +347,7 @@ impl Task {
         self.count();
         self.tell();
         for input in self.inputs.drain(..) {
-            self.watching
-                .inputs
-                .send(Input::Kube(input))
-                .await
-                .map_err(|_| Gone)?;
+            self.watching.sink.send(input).await?;
         }
         Ok(())
     }

@@ -423,6 +423,10 @@ fn stale(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Need {
         // Its lease is not ours any more (someone put it anew): nobody's wish but ours made it.
         return Need::Delete;
     };
+    if !index.watches(&slot.registration) {
+        // Nobody here knows whether it is still wanted. Its lease is not kept alive (`registry::keeper`), and ends it.
+        return Need::Keep;
+    }
     let Some(id) = index.find(&slot.registration) else {
         return Need::Delete;
     };

@@ -8,7 +8,7 @@
 //! no other, and up to [`BULK_LANES`] for the rest. etcd answers the requests of a stream one after the
 //! other, so the first that is unanswered is the one that etcd is at.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,18 +63,37 @@ pub enum Command {
 pub struct Names {
     owner: Key,
     leases: String,
+    /// Only leases of registrations in these namespaces are kept alive; empty: all.
+    namespaces: BTreeSet<String>,
 }
 
 impl Names {
-    /// Of the cluster of this name; `registrar_prefix` ends in a slash.
+    /// Of the cluster of this name; `registrar_prefix` ends in a slash. Only leases of registrations in these namespaces
+    /// are kept alive; without any, those of all.
     #[must_use]
-    pub fn new(registrar_prefix: &str, cluster: &str) -> Self {
+    pub fn new(registrar_prefix: &str, cluster: &str, namespaces: BTreeSet<String>) -> Self {
         Self {
+            namespaces,
             owner: format!("{registrar_prefix}{cluster}/owner")
                 .into_bytes()
                 .into(),
             leases: format!("{registrar_prefix}{cluster}/leases/"),
         }
+    }
+
+    /// The namespace of a lease that is nobody's to keep alive any more: no operator watches what stands on it. One
+    /// whose value can't be read is kept.
+    fn foreign<'a>(&self, lease: &'a KeyValue) -> Option<&'a str> {
+        #[derive(serde::Deserialize)]
+        struct Of<'a> {
+            registration: &'a str,
+        }
+        if self.namespaces.is_empty() {
+            return None;
+        }
+        let of: Of<'a> = serde_json::from_slice(&lease.value).ok()?;
+        let (namespace, _) = of.registration.split_once('/')?;
+        (!self.namespaces.contains(namespace)).then_some(namespace)
     }
 
     fn owner(&self) -> Range {
@@ -147,6 +166,8 @@ pub async fn run(
         lanes: Vec::new(),
         serial: 0,
         lost: VecDeque::new(),
+        left: HashSet::new(),
+        told: BTreeSet::new(),
     };
     keeper.session = keeper.connection.current();
     keeper.follow().await;
@@ -288,6 +309,10 @@ struct Keeper {
     serial: u64,
     /// To be told to the engine.
     lost: VecDeque<LeaseId>,
+    /// Leases that are left to expire: of namespaces that are not watched.
+    left: HashSet<LeaseId>,
+    /// Those namespaces, each told once.
+    told: BTreeSet<String>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -361,10 +386,11 @@ impl Keeper {
                 self.owner(records.first()).await;
             }
             Input::Snapshot { range, records, .. } if self.is_leases(&range) => {
+                self.left.clear();
                 let mut gone: HashSet<_> = self.schedule.all_found().into_iter().collect();
                 gone.remove(&self.owner_lease);
                 for record in &records {
-                    if let Some(id) = lease_of(&record.key) {
+                    if let Some(id) = self.lease_to_keep(record) {
                         gone.remove(&id);
                         self.schedule.found(id, ttl_of(&record.value), true, now);
                     }
@@ -385,12 +411,13 @@ impl Keeper {
                 for event in events {
                     match event {
                         Event::Put(kv) => {
-                            if let Some(id) = lease_of(&kv.key) {
+                            if let Some(id) = self.lease_to_keep(&kv) {
                                 self.schedule.found(id, ttl_of(&kv.value), false, now);
                             }
                         }
                         Event::Delete(key, _) => {
                             if let Some(id) = lease_of(&key) {
+                                self.left.remove(&id);
                                 self.schedule.unfound(id, now);
                             }
                         }
@@ -401,7 +428,7 @@ impl Keeper {
                 let seen = keys.iter().filter_map(|(key, _)| lease_of(key)).count();
                 let known = self.schedule.all_found().len();
                 let owner = usize::from(self.owner_lease != 0);
-                if seen + owner != known {
+                if seen + owner != known + self.left.len() {
                     // Rare enough that a needless reading costs nothing.
                     let _ = self.mirror.try_send(mirror::Command::Reread(range));
                 }
@@ -416,6 +443,23 @@ impl Keeper {
             }
             _ => {}
         }
+    }
+
+    /// The lease that a key names, where it is to be kept alive.
+    fn lease_to_keep(&mut self, record: &KeyValue) -> Option<LeaseId> {
+        let id = lease_of(&record.key)?;
+        let Some(namespace) = self.names.foreign(record) else {
+            return Some(id);
+        };
+        if self.told.insert(namespace.to_owned()) {
+            tracing::warn!(
+                namespace,
+                "etcd has records of this namespace, which is not among --namespace: they are not kept alive, and \
+                 end with their leases (spec.leaseTTLSeconds) unless another replica watches it; name it to keep them"
+            );
+        }
+        self.left.insert(id);
+        None
     }
 
     fn is_leases(&self, range: &Range) -> bool {

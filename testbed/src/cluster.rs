@@ -659,6 +659,10 @@ impl Cluster {
             if let Some(user) = config.pointer_mut("/users/0/user") {
                 *user = serde_json::json!({"token": token.trim()});
             }
+            // As a pod with this ServiceAccount has it.
+            if let Some(context) = config.pointer_mut("/contexts/0/context") {
+                context["namespace"] = namespace.into();
+            }
             file = format!("{namespace}-{name}");
         }
         if let Some(server) = server {

@@ -23,6 +23,7 @@ mod hands;
 mod holds;
 mod limits;
 mod names;
+mod namespaces;
 mod objects;
 mod pods;
 mod policy;

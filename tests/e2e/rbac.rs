@@ -1,7 +1,7 @@
 //! The rights that `deploy/` gives are those that the operator uses: no fewer and no more.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,16 +11,22 @@ use crate::support::{BINARY, SOON, get, registration};
 
 const USER: &str = "system:serviceaccount:etcd-registrar:etcd-registrar";
 
-/// A right: API group, resource with its subresource, verb, and the name where it is for one object.
-type Right = (String, String, String, String);
+/// A right: the namespace where it is of one, API group, resource with its subresource, verb, and the name where it is for
+/// one object.
+pub(super) type Right = (String, String, String, String, String);
 
 /// What the ClusterRole of `deploy/` grants.
 fn granted(cluster: &Cluster) -> BTreeSet<Right> {
-    let role = get(
+    granted_by(
         cluster,
+        "",
         "/apis/rbac.authorization.k8s.io/v1/clusterroles/etcd-registrar",
     )
-    .unwrap();
+}
+
+/// What a role at a path grants in a namespace, or in all.
+pub(super) fn granted_by(cluster: &Cluster, namespace: &str, path: &str) -> BTreeSet<Right> {
+    let role = get(cluster, path).unwrap();
     let list = |value: &Value| -> Vec<String> {
         value
             .as_array()
@@ -41,6 +47,7 @@ fn granted(cluster: &Cluster) -> BTreeSet<Right> {
                 for verb in list(&rule["verbs"]) {
                     for name in &names {
                         rights.insert((
+                            namespace.to_owned(),
                             group.clone(),
                             resource.clone(),
                             verb.clone(),
@@ -55,7 +62,7 @@ fn granted(cluster: &Cluster) -> BTreeSet<Right> {
 }
 
 /// What the operator has asked the API server for, and what of it was refused for want of a right.
-fn asked(log: &Path, by_name: &BTreeSet<Right>) -> Result<(BTreeSet<Right>, Vec<String>), String> {
+fn asked(log: &Path, granted: &BTreeSet<Right>) -> Result<(BTreeSet<Right>, Vec<String>), String> {
     let text = std::fs::read_to_string(log).map_err(|error| error.to_string())?;
     let mut rights = BTreeSet::new();
     let mut refused = Vec::new();
@@ -77,25 +84,65 @@ fn asked(log: &Path, by_name: &BTreeSet<Right>) -> Result<(BTreeSet<Right>, Vec<
             resource += sub;
         }
         let mut right = (
+            text(&object["namespace"]),
             text(&object["apiGroup"]),
             resource,
             text(&entry["verb"]),
             text(&object["name"]),
         );
-        // The name counts where the right is for one object only.
-        if !by_name.iter().any(|known| *known == right) {
-            right.3.clear();
+        // The name counts where the right is for one object only, and the namespace where it is of one.
+        if !granted.iter().any(|known| known.4 == right.4) {
+            right.4.clear();
+        }
+        if granted.iter().all(|known| known.0.is_empty()) {
+            right.0.clear();
         }
         rights.insert(right);
     }
     Ok((rights, refused))
 }
 
-#[test]
-fn deploy_grants_what_the_operator_uses_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let log = folder.path().join("audit.log");
-    let policy = folder.path().join("audit.yaml");
+/// The operator uses what was granted, and nothing else.
+pub(super) fn check_used(log: &Path, granted: &BTreeSet<Right>) {
+    let check = || {
+        let (asked, refused) = asked(log, granted)?;
+        assert!(refused.is_empty(), "missing rights: {refused:#?}");
+        let needless: Vec<_> = granted.difference(&asked).collect();
+        if needless.is_empty() {
+            let more: Vec<_> = asked.difference(granted).collect();
+            assert!(more.is_empty(), "granted by another role: {more:#?}");
+            return Ok(());
+        }
+        Err(format!("granted and never used: {needless:#?}"))
+    };
+    eventually(SOON, "every right to be used", check).unwrap();
+    // Nor is anything refused a little later, such as an event that is written behind the rest.
+    always(Duration::from_secs(1), "no right is missing", check).unwrap();
+}
+
+/// A pod labelled `app: web` that is ready, where nothing runs pods.
+pub(super) fn create_ready_pod(cluster: &Cluster, namespace: &str, name: &str, address: &str) {
+    let pods = format!("/api/v1/namespaces/{namespace}/pods");
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "web"}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "example.com/web:1"}]},
+    });
+    let created = cluster.request("POST", &pods, &pod.to_string()).unwrap();
+    created.ok().unwrap();
+    let status = json!({"status": {
+        "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }});
+    let path = format!("{pods}/{name}/status");
+    let patched = cluster.patch(&path, &status.to_string()).unwrap();
+    patched.ok().unwrap();
+}
+
+/// An API server that writes down what the operator asks it for, and where.
+pub(super) fn audited(folder: &Path) -> (Cluster, PathBuf) {
+    let log = folder.join("audit.log");
+    let policy = folder.join("audit.yaml");
     let rules = json!({
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
@@ -113,6 +160,13 @@ fn deploy_grants_what_the_operator_uses_and_nothing_else() {
         ])
         .start()
         .unwrap();
+    (cluster, log)
+}
+
+#[test]
+fn deploy_grants_what_the_operator_uses_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cluster, log) = audited(folder.path());
     let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
     cluster.kubectl(&["apply", "-k", deploy]).unwrap();
     cluster
@@ -133,25 +187,7 @@ fn deploy_grants_what_the_operator_uses_and_nothing_else() {
         "/api/v1/nodes",
         &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}),
     );
-    let pods = format!("/api/v1/namespaces/{namespace}/pods");
-    create(
-        &pods,
-        &json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "web-0", "labels": {"app": "web"}},
-            "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "example.com/web:1"}]},
-        }),
-    );
-    let status = json!({"status": {
-        "phase": "Running", "podIP": "10.1.2.3", "podIPs": [{"ip": "10.1.2.3"}],
-        "conditions": [{"type": "Ready", "status": "True"}],
-    }});
-    let path = format!("{pods}/web-0/status");
-    cluster
-        .patch(&path, &status.to_string())
-        .unwrap()
-        .ok()
-        .unwrap();
+    create_ready_pod(&cluster, &namespace, "web-0", "10.1.2.3");
     let registrations =
         format!("/apis/etcd-registrar.io/v1alpha1/namespaces/{namespace}/serviceregistrations");
     create(&registrations, &registration("web", &json!({})));
@@ -203,21 +239,7 @@ fn deploy_grants_what_the_operator_uses_and_nothing_else() {
     .unwrap();
     condition("web", "Ready", "True");
 
-    let granted = granted(&cluster);
-    let check = || {
-        let (asked, refused) = asked(&log, &granted)?;
-        assert!(refused.is_empty(), "missing rights: {refused:#?}");
-        let needless: Vec<_> = granted.difference(&asked).collect();
-        if needless.is_empty() {
-            let more: Vec<_> = asked.difference(&granted).collect();
-            assert!(more.is_empty(), "granted by another role: {more:#?}");
-            return Ok(());
-        }
-        Err(format!("granted and never used: {needless:#?}"))
-    };
-    eventually(SOON, "every right to be used", check).unwrap();
-    // Nor is anything refused a little later, such as an event that is written behind the rest.
-    always(Duration::from_secs(1), "no right is missing", check).unwrap();
+    check_used(&log, &granted(&cluster));
     let log = second.log();
     assert!(!log.contains("forbidden"), "{log}");
 }

@@ -819,6 +819,7 @@ impl World {
                 registrar_prefix: "/registrar/".into(),
                 election_ttl: 5,
                 max_staleness: 0,
+                namespaces: BTreeSet::new(),
                 seed,
             },
             policy,
