@@ -17,7 +17,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
-        ["tools"] => tools::built().map(|folder| println!("{}", folder.display())),
+        ["tools"] => tools::built().map(|folders| {
+            for folder in folders {
+                println!("{}", folder.display());
+            }
+        }),
         ["programs", folders @ ..] => folders.iter().try_for_each(|folder| {
             let program = tools::program(Path::new(folder))?;
             println!("{}", program.display());

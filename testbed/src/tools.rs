@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
@@ -18,6 +18,8 @@ use crate::process::lock;
 
 const GO_MOD: &str = include_str!("../go.mod");
 const GO_SUM: &str = include_str!("../go.sum");
+const HELM_GO_MOD: &str = include_str!("../helm/go.mod");
+const HELM_GO_SUM: &str = include_str!("../helm/go.sum");
 /// How often a plain progress line is printed when there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -34,7 +36,10 @@ const BINARIES: [(&str, &str); 8] = [
     ("etcdutl", "etcdutl"),
 ];
 
-/// The path of the binary `name`, such as `etcd` or `kubectl`; builds all of them if need be.
+/// As it is made and called.
+const HELM: &str = "helm";
+
+/// The path of the binary `name`, such as `etcd` or `kubectl`; builds it, and those that are built with it, if need be.
 pub fn path(name: &str) -> Result<PathBuf> {
     if let Some(assets) = non_empty_env("KUBEBUILDER_ASSETS") {
         let path = Path::new(&assets).join(name);
@@ -52,19 +57,35 @@ pub fn path(name: &str) -> Result<PathBuf> {
             return Ok(path);
         }
     }
-    Ok(built()?.join(name))
+    let folder = if name == HELM { helm()? } else { plane()? };
+    Ok(folder.join(name))
 }
 
-/// The folder with every binary, built from source if it is not there yet.
-pub fn built() -> Result<PathBuf> {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = lock(&BUILDING);
-    if let Some(folder) = FOLDER.get() {
+/// The folders with every binary, built from source if they are not there yet.
+pub fn built() -> Result<[PathBuf; 2]> {
+    Ok([plane()?, helm()?])
+}
+
+/// The folder of the control plane, etcd and kwok.
+fn plane() -> Result<PathBuf> {
+    static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
+    folder_of(&FOLDER, Module::tools)
+}
+
+/// The folder of helm, whose module is its own.
+fn helm() -> Result<PathBuf> {
+    static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
+    folder_of(&FOLDER, Module::helm)
+}
+
+/// Looked for once a process, by one thread at a time.
+fn folder_of(known: &Mutex<Option<PathBuf>>, module: fn() -> Module) -> Result<PathBuf> {
+    let mut known = lock(known);
+    if let Some(folder) = &*known {
         return Ok(folder.clone());
     }
-    let folder = Module::tools().build_once(&cache_folder()?)?;
-    Ok(FOLDER.get_or_init(|| folder).clone())
+    let folder = module().build_once(&cache_folder()?)?;
+    Ok(known.insert(folder).clone())
 }
 
 /// The program of the Go module in `folder`, such as `tests/interop/clients`, built from source if it is not there yet. It
@@ -115,9 +136,9 @@ fn cache_folder() -> Result<PathBuf> {
     Ok(base.join("etcd-registrar"))
 }
 
-/// The version of a module in go.mod, without the `v`.
-fn module_version(module: &str) -> &'static str {
-    GO_MOD
+/// The version of a module in a go.mod, without the `v`.
+fn module_version(manifest: &'static str, module: &str) -> &'static str {
+    manifest
         .lines()
         .filter_map(|line| line.trim().strip_prefix(module)?.split_whitespace().next())
         .find_map(|version| version.strip_prefix('v'))
@@ -126,7 +147,7 @@ fn module_version(module: &str) -> &'static str {
 
 /// The linker's flags: no debug information, and the version that `kubectl version` and the API server tell.
 fn linker_flags() -> String {
-    let kubernetes = module_version("k8s.io/kubernetes ");
+    let kubernetes = module_version(GO_MOD, "k8s.io/kubernetes ");
     let mut parts = kubernetes.split('.');
     let (major, minor) = (parts.next().unwrap_or("0"), parts.next().unwrap_or("0"));
     let mut flags = SMALL.to_owned();
@@ -176,9 +197,27 @@ impl Module {
                 .to_vec(),
             announcement: format!(
                 "building Kubernetes {}, etcd {} and kwok {} from source; once, about 7 minutes on two cores",
-                module_version("k8s.io/kubernetes "),
-                module_version("go.etcd.io/etcd/server/v3 "),
-                module_version("sigs.k8s.io/kwok "),
+                module_version(GO_MOD, "k8s.io/kubernetes "),
+                module_version(GO_MOD, "go.etcd.io/etcd/server/v3 "),
+                module_version(GO_MOD, "sigs.k8s.io/kwok "),
+            ),
+        }
+    }
+
+    /// helm, for the chart.
+    fn helm() -> Self {
+        Self {
+            name: HELM.to_owned(),
+            files: vec![
+                ("go.mod".to_owned(), HELM_GO_MOD.to_owned()),
+                ("go.sum".to_owned(), HELM_GO_SUM.to_owned()),
+            ],
+            target: "tool",
+            linker_flags: SMALL.to_owned(),
+            binaries: vec![(HELM.to_owned(), HELM.to_owned())],
+            announcement: format!(
+                "building helm {} from source; once, about 2 minutes on two cores",
+                module_version(HELM_GO_MOD, "helm.sh/helm/v4 "),
             ),
         }
     }
@@ -454,8 +493,8 @@ mod tests {
 
     #[test]
     fn versions_come_from_go_mod() {
-        assert!(module_version("k8s.io/kubernetes ").starts_with("1."));
-        assert!(module_version("go.etcd.io/etcd/server/v3 ").starts_with("3."));
+        assert!(module_version(GO_MOD, "k8s.io/kubernetes ").starts_with("1."));
+        assert!(module_version(GO_MOD, "go.etcd.io/etcd/server/v3 ").starts_with("3."));
         assert!(linker_flags().contains("version.gitMajor=1"));
         assert!(module_version_of_go().starts_with("1."));
     }
@@ -464,6 +503,7 @@ mod tests {
     fn the_fingerprint_is_stable() {
         let module = Module::tools();
         assert_eq!(module.fingerprint(), Module::tools().fingerprint());
+        assert_ne!(module.fingerprint(), Module::helm().fingerprint());
         assert_eq!(module.fingerprint().len(), 16);
     }
 
