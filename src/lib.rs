@@ -10,7 +10,8 @@
 //! outcomes + mirror --> status summary --> status writer --> kube
 //! ```
 //!
-//! The other side, for programs that want to know where to connect, is [`discovery`]. It needs nothing of the operator:
+//! The other side, for programs that want to know where to connect, is [`discovery`]; for those outside Kubernetes that want to be
+//! found there is [`registration`]. Both need nothing of the operator:
 //!
 //! ```toml
 //! etcd-registrar = { version = "0.1", default-features = false, features = ["discovery"] }
@@ -42,6 +43,8 @@ pub mod mirror;
 pub mod model;
 #[cfg(feature = "operator")]
 pub mod plan;
+#[cfg(feature = "discovery")]
+pub mod registration;
 #[cfg(feature = "discovery")]
 pub mod registry;
 #[cfg(feature = "operator")]

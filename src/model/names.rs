@@ -113,6 +113,20 @@ pub fn port(name: &str) -> Result<(), NameError> {
     check(is_dns_label(name), "the port name", name, DNS_LABEL_RULE)
 }
 
+/// The name of a pod, or of what is registered in a pod's place: a DNS subdomain.
+///
+/// # Errors
+///
+/// When it is none.
+pub fn pod(name: &str) -> Result<(), NameError> {
+    check(
+        name.len() <= MAX_DNS_SUBDOMAIN && edged(name, lower, b"-.") && !name.contains(".."),
+        "the name",
+        name,
+        "write a DNS subdomain: lower-case letters, digits, `-` and `.`, beginning and ending with a letter or digit, at most 253 characters",
+    )
+}
+
 /// The name of a service in the registry: one segment of a key. Upper case, `_` and `.` are in use
 /// there (`user.rpc`, `helloworld.Greeter`).
 ///

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::ask::speaks_of_lease;
 use super::connection::{Connection, Session, State, describe};
 use super::failure::{is_denied, late};
 use super::mirror::{self, Pace};
@@ -279,12 +280,6 @@ async fn lane(
         }
     };
     let _ = events.send((serial, LaneEvent::Ended(error))).await;
-}
-
-/// Whether a stream could not be made because its first lease is gone (see
-/// `LeaseClient::keep_alive`).
-fn speaks_of_lease(error: &Error) -> bool {
-    matches!(error, Error::LeaseKeepAliveError(text) if text == "lease not found")
 }
 
 struct Keeper {

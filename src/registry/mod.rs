@@ -10,6 +10,7 @@
 //! keeper    --- connection B --- etcd     keepalives, on few streams
 //! ```
 
+pub mod ask;
 pub mod connection;
 mod failure;
 mod follower;
