@@ -13,7 +13,7 @@ use crate::index::registrations::{RegistrationId, Standing};
 use crate::mirror::leases::SlotName;
 use crate::model::endpoint::{Protocol, Socket, Target};
 use crate::model::maps::HashSet;
-use crate::plan::{Need, Put, put, put_aggregate, stands};
+use crate::plan::{Need, Put, is_needed_still, put, put_aggregate, stands};
 
 use super::Engine;
 use super::io::Effect;
@@ -158,6 +158,12 @@ impl Engine {
         if self.frozen() && !self.puts_back(key, &need) {
             return None;
         }
+        if matches!(need, Need::Delete)
+            && is_needed_still(&self.index, &self.mirror, key, |new| self.leaves(new))
+        {
+            // Looked at again when what is in flight has landed.
+            return None;
+        }
         match need {
             Need::Put(claim) if claim.pod.is_none() => self.aggregate_due(key, claim),
             Need::Put(claim) => {
@@ -291,6 +297,11 @@ impl Engine {
             },
         );
         self.at(now + wait, Arc::clone(key));
+    }
+
+    /// Whether the removal of a key may be in flight, or of unknown outcome: what stands there may go yet.
+    fn leaves(&self, key: &Key) -> bool {
+        matches!(self.flying.get(key), Some(Flying::Other))
     }
 
     fn address_is_free_in_flight(

@@ -11,7 +11,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::format::{Bundle, Format, Rules, bundle_of};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Made};
-use crate::model::endpoint::Target;
+use crate::model::endpoint::{Socket, Target};
 use crate::model::maps::HashSet;
 use crate::plan::{Need, need, put};
 
@@ -949,13 +949,17 @@ impl Engine {
         }
     }
 
-    /// Other keys may have waited for the addresses of what was in flight.
+    /// Other keys may have waited for the addresses of what was in flight, or for what becomes of a removal.
     fn look_beside(&mut self, batch: &[Change]) {
         for change in batch {
-            if let Write::Put { targets, .. } = &change.write {
-                for socket in targets.iter().map(Target::socket) {
-                    self.look_at_socket(socket, |key| *key == change.key);
+            let sockets: Vec<Socket> = match &change.write {
+                Write::Put { targets, .. } => targets.iter().map(Target::socket).collect(),
+                Write::Delete | Write::LeaseKey(..) => {
+                    self.mirror.sockets_of(&change.key).collect()
                 }
+            };
+            for socket in sockets {
+                self.look_at_socket(socket, |key| *key == change.key);
             }
         }
     }

@@ -174,6 +174,13 @@ impl Mirror {
         self.sockets.get(socket).map_or(&[], |keys| keys)
     }
 
+    /// The addresses that a record of ours stands for.
+    pub fn sockets_of(&self, key: &[u8]) -> impl Iterator<Item = Socket> {
+        let first = self.get(key).and_then(|record| record.socket);
+        let more = self.more_sockets.get(key).into_iter().flatten().copied();
+        first.into_iter().chain(more)
+    }
+
     /// The pod that a record stands for, as far as it was told by [`Mirror::note_pod`].
     #[must_use]
     pub fn pod_at(&self, key: &[u8]) -> Option<Uid> {

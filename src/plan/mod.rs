@@ -435,22 +435,13 @@ fn stale(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Need {
     };
     match &stored.standing {
         Standing::Serving(accepted) if accepted.suspend => Need::Keep,
-        Standing::Serving(_) if is_aggregate(&slot) => {
-            if aggregate_awaits_successors(index, mirror, id, &slot, key, record) {
+        Standing::Serving(_) => {
+            if moves(index, mirror, id, &slot, key, record, |_| false) {
                 Need::Wait(Wait::Successor)
             } else {
                 Need::Delete
             }
         }
-        Standing::Serving(_) => match record.socket {
-            Some(socket)
-                if pod_of(index, mirror, key, record)
-                    .is_some_and(|pod| awaits_successor(index, mirror, id, pod, socket)) =>
-            {
-                Need::Wait(Wait::Successor)
-            }
-            _ => Need::Delete,
-        },
         Standing::Kept { last, .. } => {
             let granted = Format::by_name(&slot.format).is_some_and(|format| {
                 still_granted(
@@ -471,6 +462,45 @@ fn stale(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Need {
     }
 }
 
+/// Whether a record that nobody wants at its key has to stay because of a successor that does not stand, or that stands
+/// but is `leaving`: its removal is under way.
+#[must_use]
+pub fn is_needed_still(
+    index: &Index,
+    mirror: &Mirror,
+    key: &Key,
+    leaving: impl Fn(&Key) -> bool,
+) -> bool {
+    let moving = || {
+        let record = mirror.get(key).filter(|record| record.ours)?;
+        let slot = mirror.leases().get(record.lease)?.name.clone()?;
+        let id = index.find(&slot.registration)?;
+        let accepted = index.registration(id)?.serving()?;
+        let stale = index.winner(key).is_none() && !accepted.suspend;
+        Some(stale && moves(index, mirror, id, &slot, key, record, leaving))
+    };
+    moving().unwrap_or(false)
+}
+
+/// Whether what a record stands for is wanted elsewhere by its registration, and does not stand there yet.
+fn moves(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    slot: &SlotName,
+    key: &Key,
+    record: &Record,
+    leaving: impl Fn(&Key) -> bool,
+) -> bool {
+    if is_aggregate(slot) {
+        return aggregate_awaits_successors(index, mirror, id, slot, key, record, leaving);
+    }
+    record.socket.is_some_and(|socket| {
+        pod_of(index, mirror, key, record)
+            .is_some_and(|pod| awaits_successor(index, mirror, id, pod, socket, leaving))
+    })
+}
+
 fn is_aggregate(slot: &SlotName) -> bool {
     Format::by_name(&slot.format).is_some_and(|format| format.is_aggregate())
 }
@@ -483,6 +513,7 @@ fn aggregate_awaits_successors(
     slot: &SlotName,
     key: &[u8],
     record: &Record,
+    leaving: impl Fn(&Key) -> bool,
 ) -> bool {
     let found = Format::by_name(&slot.format)
         .and_then(|format| format.read_all(&slot.prefix, key, &record.value).ok());
@@ -491,7 +522,7 @@ fn aggregate_awaits_successors(
         let Some(pod) = index.owner_in(id, &target) else {
             return false;
         };
-        awaits = awaits || awaits_successor(index, mirror, id, pod, target.socket());
+        awaits = awaits || awaits_successor(index, mirror, id, pod, target.socket(), &leaving);
     }
     awaits
 }
@@ -504,6 +535,7 @@ fn awaits_successor(
     id: RegistrationId,
     pod: PodId,
     socket: Socket,
+    leaving: impl Fn(&Key) -> bool,
 ) -> bool {
     let targets = Protocol::ALL.map(|protocol| Target {
         ip: socket.0,
@@ -515,7 +547,9 @@ fn awaits_successor(
         .filter(|target| index.owner(target) == Some(pod))
         .flat_map(|target| index.keys_at(id, target))
         .any(|new| {
-            let standing = mirror.get(new).filter(|record| record.ours && record.read);
+            let standing = mirror
+                .get(new)
+                .filter(|record| record.ours && record.read && !leaving(new));
             if let Some((claim, _)) = index.winner(new)
                 && claim.pod.is_none()
             {

@@ -787,6 +787,39 @@ fn a_record_of_unknown_outcome_goes_when_its_successor_stands_in_the_next_term_t
     });
 }
 
+/// A registration moves and comes back before the removal of its old record was answered: that record still stands as
+/// far as anybody knows, and does not any more.
+#[test]
+fn a_key_whose_removal_is_in_flight_is_no_successor() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = World::new(seed, Knobs::default(), false);
+        world.checks.shapeless = true;
+        let plain = |prefix| scenario::registration("web", FormatType::Plain, Some(prefix));
+        scenario::put(&mut world, plain("old/"));
+        ready(&mut world, 1);
+        world.start(0);
+        calm_down(&mut world);
+        let from = world.etcd.log().len();
+        world.hold_back(0, |request| {
+            changes(request, |key| key.starts_with(b"old/")) || is_barrier(request)
+        });
+        scenario::put(&mut world, plain("new/"));
+        world.wake_all();
+        run_while(&mut world, "moved", 5 * SECOND, |world| {
+            world.held(0, writes) == 0
+        });
+        scenario::put(&mut world, plain("old/"));
+        world.wake_all();
+        world.run_until(world.now + SECOND);
+        world.let_go(0, writes);
+        world.hold_back_no_more(0);
+        ends_well(&mut world, 1);
+        let expected = ["put new", "delete old", "put old", "delete new"];
+        assert_eq!(since(&world, from), expected);
+    }
+}
+
 /// Removals are held, and the last of three pods is held when its record is written.
 fn held(seed: u64, format: FormatType) -> (World, Pod) {
     let knobs = Knobs {
