@@ -156,6 +156,22 @@ fn prefixes_and_scopes_of_the_formats() {
         ("Traefik", Some("x/"), Ok("x/http/services/shop.web.")),
         ("Traefik", Some(""), Err("without a leading slash")),
         ("Traefik", Some("/traefik/"), Err("without a leading slash")),
+        ("Apisix", None, Ok("/apisix/upstreams/east.shop.web.")),
+        (
+            "Apisix",
+            Some("/x/upstreams/"),
+            Ok("/x/upstreams/east.shop.web."),
+        ),
+        (
+            "Apisix",
+            Some("/apisix/"),
+            Err("`/upstreams/` as its prefix"),
+        ),
+        (
+            "Apisix",
+            Some("x/upstreams/"),
+            Err("`/upstreams/` as its prefix"),
+        ),
     ] {
         let mut patch = json!({
             "format": {"type": format},
@@ -311,7 +327,20 @@ fn what_a_format_cannot_hold_is_refused_with_what_to_write() {
         |name: &str, port: u16, scheme: &str| json!({"name": name, "port": port, "scheme": scheme});
     let template = |key: &str, value: &str| json!({"type": "Template", "template": {"key": key, "value": value}});
     let (kratos, traefik) = (json!({"type": "Kratos"}), json!({"type": "Traefik"}));
+    let apisix = json!({"type": "Apisix"});
     for (patch, fragment) in [
+        (
+            json!({"format": apisix, "ports": [{"name": "a", "port": 1}]}),
+            "for APISIX write TCP and",
+        ),
+        (
+            json!({"format": apisix, "ports": [port("a", 1, "udp")]}),
+            "port a is TCP and has the scheme \"udp\"",
+        ),
+        (
+            json!({"format": apisix, "ports": [{"name": "a", "port": 1, "protocol": "SCTP", "scheme": "tcp"}]}),
+            "port a is SCTP",
+        ),
         (
             json!({"format": {"type": "SkyDns"}}),
             "skyDns: {zone: skydns.local}",

@@ -195,6 +195,34 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_all_pods_is_put_ten_times_a_second_and_what_takes_away_comes_first() {
+        let mut pace = Pace::default();
+        let key = key(1);
+        assert_eq!(pace.aggregate_turn(&key, false, 5), 5);
+        pace.aggregate_written(&key, 5);
+        assert_eq!(pace.aggregate_turn(&key, false, 6), 5 + AGGREGATE_PAUSE);
+        for at in 6..15 {
+            assert_eq!(pace.aggregate_turn(&key, true, at), at);
+            pace.aggregate_written(&key, at);
+        }
+        for takes_away in [true, false] {
+            assert_eq!(pace.aggregate_turn(&key, takes_away, 15), 5 + SECOND);
+        }
+        let late = 5 + SECOND;
+        pace.aggregate_written(&key, late);
+        assert_eq!(pace.aggregate_turn(&key, true, late), 6 + SECOND);
+        // It is looked at again once, unless it may go sooner.
+        assert!(pace.aggregate_waits(&key, late + 20, late));
+        assert!(!pace.aggregate_waits(&key, late + 20, late + 1));
+        assert!(pace.aggregate_waits(&key, late + 10, late + 2));
+        assert!(pace.aggregate_waits(&key, late + 30, late + 10));
+        pace.sweep(late + SECOND - 1);
+        assert_eq!(pace.aggregates.len(), 1);
+        pace.sweep(late + SECOND);
+        assert!(pace.aggregates.is_empty());
+    }
+
+    #[test]
     fn who_waits_keeps_the_turn_and_is_counted() {
         let shop: Arc<str> = "shop".into();
         let mut pace = Pace::default();

@@ -987,6 +987,44 @@ mod tests {
     }
 
     #[test]
+    fn of_a_record_for_all_pods_only_the_addresses_are_told_that_came_or_went() {
+        let (mut mirror, _, _) = mirror();
+        let scope = "/apisix/upstreams/east.shop.web.";
+        let range = other_slot(&mut mirror, "Apisix", "/apisix/upstreams/", scope);
+        let at = key(&format!("{scope}http"));
+        let socket = |last: u8| ([10, 0, 0, last].into(), 80);
+        let upstream = |nodes: &[u8], revision| {
+            let nodes = nodes
+                .iter()
+                .map(|n| format!(r#"{{"host":"10.0.0.{n}","port":80}}"#));
+            let value = format!(r#"{{"nodes":[{}]}}"#, nodes.collect::<Vec<_>>().join(","));
+            KeyValue {
+                value: value.as_bytes().into(),
+                ..kv(&format!("{scope}http"), 7, 4, revision)
+            }
+        };
+        snapshot(&mut mirror, &range, 5, vec![upstream(&[1, 2, 3], 4)]);
+        for last in 1..=3 {
+            assert_eq!(mirror.keys_at(&socket(last)), std::slice::from_ref(&at));
+        }
+        let mut changed = Vec::new();
+        let put = vec![Event::Put(upstream(&[2, 3, 4], 8))];
+        mirror.events(&range, 8, put, &mut changed);
+        let mut told: Vec<Option<Socket>> = changed.iter().map(|c| c.before).collect();
+        told.sort_unstable();
+        // The first is that of the key itself.
+        assert_eq!(told, [1, 1, 4].map(|last| Some(socket(last))));
+        assert!(mirror.keys_at(&socket(1)).is_empty());
+        assert_eq!(mirror.keys_at(&socket(4)), std::slice::from_ref(&at));
+        changed.clear();
+        let put = vec![Event::Put(upstream(&[], 9))];
+        mirror.events(&range, 9, put, &mut changed);
+        assert!(mirror.get(&at).unwrap().ours && mirror.more_sockets.is_empty());
+        assert!((1..=4).all(|last| mirror.keys_at(&socket(last)).is_empty()));
+        assert!((2..=4).all(|last| changed.iter().any(|c| c.before == Some(socket(last)))));
+    }
+
+    #[test]
     fn what_stands_beside_an_address_stands_for_it_too() {
         let (mut mirror, _, _) = mirror();
         let scope = "traefik/http/services/shop.web.";

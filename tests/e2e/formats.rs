@@ -165,6 +165,7 @@ rules:
   - {namespaces: ['*'], formats: [SkyDns], prefixes: ['/skydns/local/skydns/{namespace}/']}
   - {namespaces: ['*'], formats: [GoMicro], prefixes: [/micro/registry/]}
   - {namespaces: ['*'], formats: [Traefik], prefixes: [traefik/]}
+  - {namespaces: ['*'], formats: [Apisix], prefixes: [/apisix/upstreams/]}
   - {namespaces: ['*'], formats: [Template], prefixes: [/rpcx/]}
 ";
 
@@ -196,6 +197,18 @@ fn server(address: &str) -> u32 {
         .unwrap();
     let printed = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
     u32::from_str_radix(&printed[..8], 16).unwrap()
+}
+
+/// The record of all pods on the port `http` in the format Apisix.
+fn upstream(namespace: &str, nodes: &[String]) -> (String, String) {
+    let id = format!("east.{namespace}.web.http");
+    let nodes = nodes.join(",");
+    (
+        format!("/apisix/upstreams/{id}"),
+        format!(
+            r#"{{"id":"{id}","name":"{id}","type":"roundrobin","scheme":"http","nodes":[{nodes}]}}"#
+        ),
+    )
 }
 
 /// The records of `web-0` on the port `http` 8080 at one of its addresses.
@@ -249,6 +262,13 @@ fn expected(format: &str, namespace: &str, zone: &str, ip: &str) -> Vec<(String,
                 (format!("{base}url"), format!("http://{address}")),
                 (format!("{base}weight"), "7".into()),
             ]
+        }
+        "Apisix" => {
+            let host = address.strip_suffix(":8080").unwrap();
+            let node = format!(
+                r#"{{"host":"{host}","port":8080,"weight":7,"metadata":{{"zone":"{zone}"}}}}"#
+            );
+            vec![upstream(namespace, &[node])]
         }
         "Template" => one(format!("/rpcx/web/tcp@{address}"), "weight=7&v=v1".into()),
         other => panic!("{other}"),
@@ -461,7 +481,7 @@ fn a_changed_format_replaces_old_by_new_and_a_client_never_sees_none() {
     // The first two pairs have one prefix and one key.
     for format in [
         "Grpc", "Plain", "Kratos", "Traefik", "GoMicro", "Json", "Template", "SkyDns", "Traefik",
-        "Hertz", "Json",
+        "Apisix", "Hertz", "Apisix", "Json",
     ] {
         let (old, new) = (keys(before), keys(format));
         let watcher = Watcher::start(&stage.etcd, "");
@@ -580,4 +600,149 @@ fn the_keys_of_a_server_stay_together_whatever_is_done_to_one_of_them() {
         puts.len() == 2 && puts[0].key == *url && puts[0].revision == puts[1].revision,
         "{seen:#?}"
     );
+}
+
+/// The only record below the prefix of APISIX, once it is that.
+fn wait_upstream(stage: &Stage, wanted: &(String, String)) -> i64 {
+    testbed::eventually(crate::support::SOON, "the upstream", || {
+        let found = stage.registry.try_list("/apisix/")?;
+        match found.as_slice() {
+            [one] if (&one.key, &one.value) == (&wanted.0, &wanted.1) => Ok(one.lease),
+            _ => Err(format!("{found:#?} instead of {wanted:#?}")),
+        }
+    })
+    .unwrap()
+}
+
+#[test]
+fn an_upstream_of_apisix_holds_all_ready_pods_and_stands_without_any() {
+    let stage = Stage::new("upstream");
+    let operator = stage.operator("east").policy(ALL).start().unwrap();
+    let namespace = &stage.namespace;
+    let spec = json!({
+        "service": "web",
+        "selector": {"matchLabels": {"app": "web"}},
+        "ports": [{"name": "http", "port": 8080, "scheme": "http"}],
+        "addressFamilies": ["IPv4", "IPv6"],
+        "format": settings("Apisix"),
+        "weight": 7,
+    });
+    // Before the first pod, and ready.
+    stage.register("web", &spec);
+    wait_upstream(&stage, &upstream(namespace, &[]));
+    stage.wait_condition("web", "Ready", "True", "Registered");
+
+    let mut pods: Vec<Vec<String>> = Vec::new();
+    let labels = json!({"labels": {"app": "web"}});
+    for pod in ["web-0", "web-1", "web-2"] {
+        stage.create_pod(pod, "web", &labels, &json!({}));
+    }
+    for pod in ["web-0", "web-1", "web-2"] {
+        let zone = stage_zone(&stage, pod);
+        let nodes = canonical(&stage.wait_ready(pod)).into_iter().map(|ip| {
+            let host = if ip.contains(':') {
+                format!("[{ip}]")
+            } else {
+                ip
+            };
+            format!(r#"{{"host":"{host}","port":8080,"weight":7,"metadata":{{"zone":"{zone}"}}}}"#)
+        });
+        pods.push(nodes.collect());
+    }
+    let with = |which: &[usize]| {
+        let mut nodes: Vec<String> = which.iter().flat_map(|at| pods[*at].clone()).collect();
+        nodes.sort();
+        upstream(namespace, &nodes)
+    };
+    let lease = wait_upstream(&stage, &with(&[0, 1, 2]));
+    stage.wait_registration("web", "six endpoints", |object| {
+        let status = &object["status"];
+        status["registered"] == 6
+            && status["discovered"] == 6
+            && status["endpoints"].as_array().map(Vec::len) == Some(6)
+            && status["clusters"] == json!([{"name": "east", "endpoints": 6}])
+    });
+    stage.wait_condition("web", "Ready", "True", "Registered");
+
+    // A restart is seen by nobody, and what is gone is gone at once.
+    let watcher = Watcher::start(&stage.etcd, "/apisix/");
+    operator.kill().unwrap();
+    operator.start().unwrap();
+    stage.wait_condition("web", "Ready", "True", "Registered");
+    stage.set_ready("web-1", false);
+    wait_upstream(&stage, &with(&[0, 2]));
+    assert_eq!(watcher.seen().len(), 1, "{:#?}", watcher.seen());
+    stage.delete_pod("web-0");
+    wait_upstream(&stage, &with(&[2]));
+
+    // A person finds out by the command, too.
+    let found = std::process::Command::new(crate::support::BINARY)
+        .args([
+            "discover",
+            "web",
+            "-n",
+            namespace,
+            "--format",
+            "Apisix",
+            "-o",
+            "addresses",
+        ])
+        .env_clear()
+        .env("ETCD_REGISTRAR_ETCD_ENDPOINTS", stage.etcd.endpoints_arg())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(found.stdout).unwrap();
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    assert!(
+        printed.lines().all(|line| line.ends_with(":8080")),
+        "{printed}"
+    );
+
+    // Down to none it stays, on a lease that is kept.
+    stage.set_ready("web-2", false);
+    wait_upstream(&stage, &upstream(namespace, &[]));
+    stage.wait_registration("web", "no endpoint", |object| {
+        object["status"]["registered"] == 0
+    });
+    stage.set_ready("web-2", true);
+    assert_ne!(
+        wait_upstream(&stage, &with(&[2])),
+        lease,
+        "that of another term"
+    );
+    let seen = watcher.seen();
+    assert!(seen.iter().all(|seen| seen.put.is_some()), "{seen:#?}");
+
+    stage.unregister("web");
+    stage.wait_keys::<&str>("/apisix/", &[]);
+}
+
+/// The zone of a pod of the testbed: the end of its node's name.
+fn stage_zone(stage: &Stage, pod: &str) -> String {
+    stage.wait_ready(pod);
+    let node = stage.pod(pod).unwrap()["spec"]["nodeName"].clone();
+    node.as_str()
+        .unwrap()
+        .rsplit('-')
+        .next()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn an_upstream_of_another_is_never_touched() {
+    let stage = Stage::new("upstream-taken");
+    let _operator = stage.operator("east").policy(ALL).start().unwrap();
+    let (addresses, zone, mut spec) = pod_and_spec(&stage);
+    let wanted = expected("Apisix", &stage.namespace, &zone, &addresses[0]).remove(0);
+    let taken = (wanted.0.clone(), r#"{"nodes":[]}"#.to_owned());
+    stage.etcd.etcdctl(&["put", &taken.0, &taken.1]).unwrap();
+    spec["format"] = settings("Apisix");
+    stage.register("web", &spec);
+    stage.wait_condition("web", "Conflict", "True", "KeyTaken");
+    stage.wait_condition("web", "Ready", "False", "Conflicting");
+    wait_upstream(&stage, &taken);
+    stage.registry.delete(&taken.0);
+    stage.wait_condition("web", "Ready", "True", "Registered");
+    wait_upstream(&stage, &wanted);
 }

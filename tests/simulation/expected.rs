@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use etcd_registrar::accept::policy::Policy;
 use etcd_registrar::accept::{AcceptSettings, Accepted, AddressKind, accept};
 use etcd_registrar::engine::io::Registration;
-use etcd_registrar::format::{Place, Record};
+use etcd_registrar::format::{Aggregate, Entry, Place, Record};
 use etcd_registrar::model::endpoint::{Endpoint, Family, Target};
 use etcd_registrar::model::pod::Pod;
 
@@ -25,8 +25,10 @@ pub(crate) struct Wanted {
     pub(crate) registration: String,
     pub(crate) scope: String,
     pub(crate) ttl: i64,
-    /// The pod.
+    /// The pod; empty where one record is for all of them.
     pub(crate) uid: String,
+    /// What it stands for, as `host:port`, and for which pod each.
+    pub(crate) addresses: Vec<(String, String)>,
     /// The zone is not known now: one that stood in the record may still stand there.
     pub(crate) any_zone: bool,
     /// The registration is suspended: nothing is put or removed for it.
@@ -72,7 +74,11 @@ pub(crate) fn expected(
             continue;
         };
         for pod in pods {
-            for record in records(kube, registration, &accepted, pod, settings) {
+            let endpoints = endpoints(kube, registration, &accepted, pod, settings);
+            let place = Place {
+                prefix: &accepted.prefix,
+            };
+            for record in accepted.format.records(&place, &endpoints) {
                 wants.push(Want {
                     registration,
                     accepted: accepted.clone(),
@@ -91,6 +97,11 @@ pub(crate) fn expected(
             *owner = claim.max(*owner);
         }
     }
+    // Of one record for all pods, each has a part.
+    let owned = |target: &Target, uid: &str| owners.get(target).is_some_and(|(_, own)| *own == uid);
+    let mut found: BTreeMap<String, Wanted> =
+        aggregates(kube, pods, registrations, policy, settings, &owned);
+    wants.retain(|want| !want.accepted.format.is_aggregate());
     wants.retain(|want| {
         want.record.targets.iter().all(|target| {
             owners
@@ -99,7 +110,6 @@ pub(crate) fn expected(
         })
     });
     // Of two registrations that want one key the older wins, and so of two pods of one.
-    let mut found: BTreeMap<String, Wanted> = BTreeMap::new();
     let keys: BTreeSet<String> = wants.iter().map(|want| want.record.key.clone()).collect();
     for key in keys {
         let winner = wants
@@ -126,6 +136,12 @@ pub(crate) fn expected(
                 scope: winner.accepted.scope.clone(),
                 ttl: winner.accepted.ttl,
                 uid: winner.pod.uid.to_string(),
+                addresses: winner
+                    .record
+                    .targets
+                    .iter()
+                    .map(|target| (target.host_port(), winner.pod.uid.to_string()))
+                    .collect(),
                 any_zone: zone(kube, winner.pod).is_empty(),
                 suspended: winner.accepted.suspend,
             },
@@ -134,13 +150,109 @@ pub(crate) fn expected(
     found
 }
 
+/// The records for all pods of a registration, whether one is ready or not.
+fn aggregates(
+    kube: &Kube,
+    pods: &[&Pod],
+    registrations: &[&Registration],
+    policy: &Policy,
+    settings: &AcceptSettings,
+    owned: &impl Fn(&Target, &str) -> bool,
+) -> BTreeMap<String, Wanted> {
+    let mut found: BTreeMap<String, (Seniority, Wanted)> = BTreeMap::new();
+    for registration in registrations {
+        let Some(accepted) = accepted(registration, policy, settings) else {
+            continue;
+        };
+        let place = Place {
+            prefix: &accepted.prefix,
+        };
+        for port in &accepted.ports {
+            let aggregate = Aggregate {
+                cluster: &settings.cluster_name,
+                namespace: &registration.namespace,
+                service: &accepted.service,
+                port_name: &port.name,
+                scheme: &port.scheme,
+            };
+            let Some(key) = accepted.format.aggregate_key(&place, &aggregate) else {
+                continue;
+            };
+            let all = pods.iter().flat_map(|pod| {
+                let endpoints = endpoints(kube, registration, &accepted, pod, settings);
+                endpoints.into_iter().map(move |endpoint| (*pod, endpoint))
+            });
+            let of_port: Vec<(&Pod, Endpoint)> = all
+                .filter(|(pod, endpoint)| {
+                    endpoint.port_name == port.name && owned(&endpoint.target, &pod.uid)
+                })
+                .collect();
+            let entries = of_port.iter().map(|(_, endpoint)| {
+                let entry = Entry {
+                    target: endpoint.target,
+                    weight: endpoint.weight,
+                    zone: &endpoint.zone,
+                };
+                (entry, 0)
+            });
+            let (value, beyond) = accepted
+                .format
+                .aggregate_value(&aggregate, entries)
+                .expect("it has one");
+            assert_eq!(beyond, 0);
+            let by = (
+                registration.created,
+                registration.namespace.clone(),
+                registration.name.clone(),
+            );
+            let wanted = Wanted {
+                value: String::from_utf8(value).expect("text"),
+                registration: format!("{}/{}", registration.namespace, registration.name),
+                scope: accepted.scope.clone(),
+                ttl: accepted.ttl,
+                uid: String::new(),
+                addresses: of_port
+                    .iter()
+                    .map(|(pod, e)| (e.target.host_port(), pod.uid.to_string()))
+                    .collect(),
+                any_zone: of_port.iter().any(|(pod, _)| zone(kube, pod).is_empty()),
+                suspended: accepted.suspend,
+            };
+            if found.get(&key).is_none_or(|(other, _)| by < *other) {
+                found.insert(key, (by, wanted));
+            }
+        }
+    }
+    let wanted = found.into_iter();
+    wanted.map(|(key, (_, wanted))| (key, wanted)).collect()
+}
+
+/// When it was created, namespace and name: the least wins.
+type Seniority = (i64, String, String);
+
 /// A value as it is compared where any zone may stand in it.
 pub(crate) fn without_zone(value: &str) -> String {
-    let Some((head, rest)) = value.split_once("\"zone\":\"") else {
-        return value.to_owned();
-    };
-    let rest = rest.split_once('"').map_or("", |(_, rest)| rest);
-    format!("{head}\"zone\":\"{rest}")
+    // Where it is the only member of an object, that has none when the zone is not known.
+    let value = &value.replace(r#""metadata":{}"#, r#""metadata":{"zone":""}"#);
+    let mut parts = value.split("\"zone\":\"");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str("\"zone\":\"");
+        text.push_str(part.split_once('"').map_or("", |(_, rest)| rest));
+    }
+    text
+}
+
+/// The nodes of a record for all pods, without their zones; nothing of another record.
+pub(crate) fn nodes(value: &str) -> Option<BTreeSet<String>> {
+    let value: serde_json::Value = serde_json::from_str(value).ok()?;
+    value.get("type").filter(|kind| *kind == "roundrobin")?;
+    let nodes = value.get("nodes")?.as_array()?.iter();
+    let mut nodes: Vec<serde_json::Value> = nodes.cloned().collect();
+    for node in &mut nodes {
+        node.as_object_mut()?.remove("metadata");
+    }
+    Some(nodes.iter().map(ToString::to_string).collect())
 }
 
 fn zone(kube: &Kube, pod: &Pod) -> String {
@@ -160,13 +272,13 @@ fn label<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
         .map(|(_, value)| &**value)
 }
 
-fn records(
+fn endpoints(
     kube: &Kube,
     registration: &Registration,
     accepted: &Accepted,
     pod: &Pod,
     settings: &AcceptSettings,
-) -> Vec<Record> {
+) -> Vec<Endpoint> {
     let here = *registration.namespace == *pod.namespace;
     let counts = pod.ready || accepted.publish_not_ready;
     if !here
@@ -226,10 +338,7 @@ fn records(
             });
         }
     }
-    let place = Place {
-        prefix: &accepted.prefix,
-    };
-    accepted.format.records(&place, &endpoints)
+    endpoints
 }
 
 fn addresses(accepted: &Accepted, pod: &Pod) -> Vec<IpAddr> {

@@ -410,6 +410,58 @@ const HOLDS: Class = Class {
     },
 };
 
+/// Records of formats that go to etcd in other ways, and registrations that change from one to another.
+const FORMATS: Class = Class {
+    name: "formats",
+    seeds: 200,
+    bound: 25 * SECOND,
+    knobs: || Knobs {
+        changes: 40,
+        horizon: 15 * SECOND,
+        etcd_lag: 500 * MILLISECOND,
+        unknown: 0.05,
+        relists: 2,
+        broken_watches: 2,
+        expiries: 2,
+        formats: &MORE_FORMATS,
+        ..Knobs::default()
+    },
+};
+
+/// The same, where addresses pass from pod to pod and replicas know different things.
+const FORMATS_MOVED: Class = Class {
+    name: "formats-moved",
+    seeds: 200,
+    bound: 40 * SECOND,
+    knobs: || Knobs {
+        replicas: 2,
+        changes: 60,
+        horizon: 15 * SECOND,
+        kube_lag: SECOND,
+        etcd_lag: 2 * SECOND,
+        unknown: 0.1,
+        relists: 4,
+        crashes: 1,
+        handovers: 1,
+        expiries: 2,
+        freezes: 1,
+        no_space: 1,
+        moves: true,
+        formats: &MORE_FORMATS,
+        ..Knobs::default()
+    },
+};
+
+/// Several keys in one transaction, one key in each, one record for all pods.
+const MORE_FORMATS: [FormatType; 6] = [
+    FormatType::Traefik,
+    FormatType::Traefik,
+    FormatType::GoMicro,
+    FormatType::GoMicro,
+    FormatType::Apisix,
+    FormatType::Apisix,
+];
+
 /// All of that at once, but for hands.
 const ALL: Class = Class {
     name: "all",
@@ -441,7 +493,7 @@ const ALL: Class = Class {
     },
 };
 
-const CLASSES: [&Class; 22] = [
+const CLASSES: [&Class; 24] = [
     &CHANGES,
     &LAG,
     &RESTARTS,
@@ -463,6 +515,8 @@ const CLASSES: [&Class; 22] = [
     &REVOKES,
     &NAMES,
     &HOLDS,
+    &FORMATS,
+    &FORMATS_MOVED,
     &ALL,
 ];
 
@@ -800,6 +854,17 @@ fn what_is_held_goes_when_its_time_or_its_pod_is_over() {
 #[test]
 fn of_two_clusters_with_one_name_one_works() {
     all(&NAMES);
+}
+
+#[test]
+fn every_way_of_writing_leads_to_the_state_from_scratch() {
+    let shown = all(&FORMATS);
+    assert!(shown.new_keys > 0, "no key ever moved: {shown:?}");
+}
+
+#[test]
+fn addresses_pass_from_pod_to_pod_in_every_way_of_writing() {
+    all(&FORMATS_MOVED);
 }
 
 #[test]

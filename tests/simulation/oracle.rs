@@ -42,7 +42,7 @@ pub(crate) const POLICIES: [PolicyFile; 3] = [
         text: r#"
 rules:
   - namespaces: ["*"]
-    formats: [Json, Plain, Grpc]
+    formats: [Json, Plain, Grpc, Traefik, GoMicro, Apisix]
     prefixes: ["*"]
 "#,
         grants: |_, _, _| true,
@@ -67,7 +67,7 @@ rules:
         text: r#"
 rules:
   - namespaces: ["*"]
-    formats: [Json, Plain, Grpc]
+    formats: [Json, Plain, Grpc, Traefik, GoMicro, Apisix]
     prefixes: ["*"]
 massRemovals:
   - namespaces: ["*"]

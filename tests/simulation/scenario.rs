@@ -331,6 +331,7 @@ fn change_spec(world: &mut World) {
         4 => set_ttl(world, &mut spec),
         _ => set_other(world, &mut spec),
     }
+    fit_schemes(world, &mut spec);
     registration.spec = Ok(spec);
     put(world, registration);
 }
@@ -353,7 +354,23 @@ fn some_spec(world: &mut World) -> ServiceRegistrationSpec {
     if world.rng.random_bool(0.5) {
         set_other(world, &mut spec);
     }
+    fit_schemes(world, &mut spec);
     spec
+}
+
+/// Some formats are refused without a scheme, or with another one.
+fn fit_schemes(world: &World, spec: &mut ServiceRegistrationSpec) {
+    if world.knobs.formats.is_empty() {
+        return;
+    }
+    for port in &mut spec.ports {
+        let scheme = match (port.protocol, spec.format.type_) {
+            (PortProtocol::Tcp, _) => Some("http"),
+            (_, FormatType::Apisix) => Some("udp"),
+            _ => None,
+        };
+        port.scheme = scheme.map(str::to_owned);
+    }
 }
 
 fn suspend(world: &mut World) {
@@ -451,15 +468,14 @@ fn set_ports(world: &mut World, spec: &mut ServiceRegistrationSpec) {
 }
 
 fn set_format(world: &mut World, spec: &mut ServiceRegistrationSpec) {
-    let type_ = pick(
-        world,
-        &[
-            FormatType::Json,
-            FormatType::Json,
-            FormatType::Plain,
-            FormatType::Grpc,
-        ],
-    );
+    let mut formats = vec![
+        FormatType::Json,
+        FormatType::Json,
+        FormatType::Plain,
+        FormatType::Grpc,
+    ];
+    formats.extend(world.knobs.formats);
+    let type_ = pick(world, &formats);
     spec.format = FormatSpec {
         type_,
         ..FormatSpec::default()

@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 
 use etcd_registrar::accept::AcceptSettings;
 use etcd_registrar::accept::policy::Policy;
+use etcd_registrar::api::FormatType;
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource, WatchProblem};
 use etcd_registrar::engine::kube_view::LIVE_MICROS;
 use etcd_registrar::engine::{Engine, Numbers, Settings};
@@ -23,7 +24,7 @@ use etcd_registrar::model::etcd::{
 use etcd_registrar::model::pod::Pod;
 
 use crate::checks::{Checks, lease_key};
-use crate::expected::{accepted, expected, without_zone};
+use crate::expected::{accepted, expected, nodes, without_zone};
 use crate::model_etcd::{Author, Etcd, GoesOn, show};
 use crate::model_kube::{Event as KubeEvent, Kube};
 use crate::oracle::{HOLDING, Known, Oracle, Records};
@@ -107,6 +108,8 @@ pub(crate) struct Knobs {
     pub(crate) moves: bool,
     /// Removals of pods that are there are held.
     pub(crate) holds: bool,
+    /// What registrations have beside Json, Plain and Grpc.
+    pub(crate) formats: &'static [FormatType],
 }
 
 impl Default for Knobs {
@@ -144,6 +147,7 @@ impl Default for Knobs {
             clock_jumps: 0,
             moves: false,
             holds: false,
+            formats: &[],
         }
     }
 }
@@ -1417,7 +1421,8 @@ impl World {
             .values()
             .filter_map(|told| told.kv.as_ref())
             .filter(|kv| is_record(&kv.key) && self.checks.is_on_slot_of(kv.lease, &full_name))
-            .count();
+            .map(|kv| nodes(&show(&kv.value)).map_or(1, |nodes| nodes.len()))
+            .sum::<usize>();
         assert!(
             status.registered.unwrap_or(0) <= i64::try_from(on_its_slots).unwrap_or(i64::MAX),
             "S8: p{process} says that {full_name} has {:?} endpoints registered, and has read {on_its_slots}",
