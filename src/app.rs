@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::IsTerminal;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,8 +18,10 @@ use crate::accept::policy::Policy;
 use crate::admin::metrics::{Metrics, Outcome};
 use crate::admin::{self, Health};
 use crate::api::crd_yaml;
-use crate::cli::{Cli, Command, DiscoverArgs, LogFormat, PurgeArgs, RunArgs};
-use crate::discover;
+use crate::cli::{Cli, Command, LogFormat, PurgeArgs, RunArgs};
+use crate::commands::{
+    self, completions, counted, discover, read_policy, register, tree,
+};
 use crate::engine::io::{Effect, Input, Now, Resource};
 use crate::engine::{Engine, Numbers, Settings};
 use crate::kube::client::KubeClient;
@@ -63,7 +64,17 @@ pub fn run(cli: Cli) -> ExitCode {
             .map(done)
             .map_err(|error| error.to_string()),
         Command::Purge(args) => remove(&args).map(done),
-        Command::Discover(args) => look_up(&args),
+        Command::Discover(args) => command(discover::run(&args)),
+        Command::Register(args) => command(register::run(&args)),
+        Command::Tree(args) => command(tree::run(&args)),
+        Command::Completions { shell } => print_bytes(&completions::script(shell)),
+        Command::Man {
+            man_folder: Some(folder),
+            ..
+        } => completions::write_pages(&folder).map(done),
+        Command::Man { command, .. } => {
+            completions::page(command.as_deref()).and_then(|page| print_bytes(&page))
+        }
     };
     match result {
         Ok(code) => code,
@@ -80,6 +91,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("can't start: {error}"))
+}
+
+/// A command that says what it has to say on standard error.
+fn command(run: impl Future<Output = Result<ExitCode, String>>) -> Result<ExitCode, String> {
+    commands::start_log()?;
+    runtime()?.block_on(run)
+}
+
+fn print_bytes(text: &[u8]) -> Result<ExitCode, String> {
+    commands::print(&String::from_utf8_lossy(text))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn start_log(args: &RunArgs) -> Result<(), String> {
@@ -108,21 +130,12 @@ fn start_log(args: &RunArgs) -> Result<(), String> {
 
 fn operate(args: &RunArgs) -> Result<(), String> {
     start_log(args)?;
-    let policy = match &args.policy_file {
-        None => Policy::default(),
-        Some(path) => read_policy(path)
-            .map_err(|error| format!("--policy-file {}: {error}", path.display()))?,
-    };
+    let policy = read_policy(args.policy_file.as_deref())?;
     runtime()?.block_on(operate_in(args, policy))
 }
 
-fn read_policy(path: &Path) -> Result<Policy, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    Policy::parse(&text).map_err(|error| error.to_string())
-}
-
 async fn operate_in(args: &RunArgs, policy: Policy) -> Result<(), String> {
-    let client = KubeClient::new(args.kube())
+    let client = KubeClient::new(args.kube.options())
         .await
         .map_err(|error| error.to_string())?;
     let connection = Connection::connect(args.etcd.settings())
@@ -608,7 +621,7 @@ async fn follow_policy(path: std::path::PathBuf, mut known: Policy, inputs: mpsc
     let mut said: Option<String> = None;
     loop {
         tokio::time::sleep(POLICY_PERIOD).await;
-        match read_policy(&path) {
+        match read_policy(Some(&path)) {
             Ok(policy) if policy == known => said = None,
             Ok(policy) => {
                 tracing::info!(file = %path.display(), "the policy changed");
@@ -620,7 +633,7 @@ async fn follow_policy(path: std::path::PathBuf, mut known: Policy, inputs: mpsc
             }
             Err(error) => {
                 if said.as_ref() != Some(&error) {
-                    tracing::error!(file = %path.display(), "{error}; the policy from before stays in force");
+                    tracing::error!("{error}; the policy from before stays in force");
                     said = Some(error);
                 }
             }
@@ -632,19 +645,7 @@ async fn follow_policy(path: std::path::PathBuf, mut known: Policy, inputs: mpsc
 
 fn remove(args: &PurgeArgs) -> Result<(), String> {
     runtime()?.block_on(async {
-        let connection = Connection::connect(args.etcd.settings())
-            .await
-            .map_err(|error| error.to_string())?;
-        let session = match tokio::time::timeout(PURGE_CONNECT, connection.ready()).await {
-            Ok(session) => session,
-            Err(_) => {
-                let why = match &*connection.state().borrow() {
-                    State::Down(why) => why.to_string(),
-                    _ => "no answer".to_owned(),
-                };
-                return Err(format!("etcd can't be reached: {why}"));
-            }
-        };
+        let (_connection, session) = commands::connect(args.etcd.settings(), PURGE_CONNECT).await?;
         let name = &args.name;
         let mut told = Instant::now();
         let progress = |done: usize, of: usize| {
@@ -683,26 +684,4 @@ fn removed(report: &purge::Report, cluster: &str) -> String {
         counted(report.leases, "lease"),
         counted(report.keys, "key"),
     )
-}
-
-fn counted(number: usize, thing: &str) -> String {
-    match number {
-        1 => format!("1 {thing}"),
-        _ => format!("{number} {thing}s"),
-    }
-}
-
-// === discover ===
-
-fn look_up(args: &DiscoverArgs) -> Result<ExitCode, String> {
-    // Records that can't be read are named; the state of the connection the command says itself.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::WARN)
-        .with_target(false)
-        .with_ansi(false)
-        .without_time()
-        .try_init()
-        .map_err(|error| format!("can't start the log: {error}"))?;
-    runtime()?.block_on(discover::run(args))
 }

@@ -10,7 +10,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
+use crate::commands::register::RegisterArgs;
+use crate::commands::tree::TreeArgs;
 use crate::format::Format;
 use crate::kube::client::ClientOptions;
 use crate::model::names;
@@ -24,6 +27,9 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// The exit code where etcd answered, and has no such endpoint: 1 is a failure, and 2 a flag that is wrong.
+pub const NONE: u8 = 3;
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -39,6 +45,40 @@ pub enum Command {
     /// The exit code is 0 when there are endpoints, 3 when there are none, 1 when etcd does not answer, and 2 when a
     /// flag is wrong.
     Discover(Box<DiscoverArgs>),
+    /// Register a process outside Kubernetes, for as long as it runs and passes its check.
+    ///
+    /// With a COMMAND after `--` it is started, registered when its check passes, and taken out at once when that fails or the
+    /// process ends. SIGTERM and SIGINT first take it out of the registry and are then passed on. The exit code is that of the
+    /// COMMAND; 126 or 127 when it can't be run or is not found. Without a COMMAND it runs until SIGTERM.
+    Register(Box<RegisterArgs>),
+    /// Print the registry by namespace, service and cluster, with the time that is left on the leases.
+    ///
+    /// The exit code is 0 when there are endpoints, 3 when there are none, 1 when etcd does not answer, and 2 when a
+    /// flag is wrong.
+    Tree(Box<TreeArgs>),
+    /// Print the script that completes commands and flags in a shell.
+    ///
+    /// For bash: `source <(etcd-registrar completions bash)`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the page for `man`, of the program or of one of its commands.
+    ///
+    /// To read one: `man <(etcd-registrar man discover)`.
+    Man {
+        /// The command.
+        #[arg(value_name = "COMMAND")]
+        command: Option<String>,
+        /// Write all pages into this folder instead.
+        #[arg(
+            long,
+            env = "ETCD_REGISTRAR_MAN_FOLDER",
+            conflicts_with = "command",
+            value_name = "FOLDER"
+        )]
+        man_folder: Option<PathBuf>,
+    },
 }
 
 /// Where etcd is, and how to log in.
@@ -93,6 +133,29 @@ impl EtcdArgs {
             key: self.etcd_key.clone(),
             user: self.etcd_user.clone(),
             password_file: self.etcd_password_file.clone(),
+        }
+    }
+}
+
+/// Which API server, as whom.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubeArgs {
+    /// The kubeconfig file; by default as kubectl, then the pod's own ServiceAccount.
+    #[arg(long, env = "ETCD_REGISTRAR_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig.
+    #[arg(long, env = "ETCD_REGISTRAR_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+impl KubeArgs {
+    /// The options of a client.
+    #[must_use]
+    pub fn options(&self) -> ClientOptions {
+        ClientOptions {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
         }
     }
 }
@@ -176,22 +239,9 @@ pub struct RunArgs {
         value_name = "LEVEL"
     )]
     pub log_level: String,
-    /// The kubeconfig file; by default as kubectl, then the pod's own ServiceAccount.
-    #[arg(
-        long,
-        env = "ETCD_REGISTRAR_KUBECONFIG",
-        value_name = "FILE",
-        help_heading = "Kubernetes"
-    )]
-    pub kubeconfig: Option<PathBuf>,
-    /// The context of the kubeconfig.
-    #[arg(
-        long,
-        env = "ETCD_REGISTRAR_CONTEXT",
-        value_name = "NAME",
-        help_heading = "Kubernetes"
-    )]
-    pub context: Option<String>,
+    /// Which API server.
+    #[command(flatten)]
+    pub kube: KubeArgs,
     /// Watch only this namespace; may be given several times. Roles are then enough: Nodes are not read, so that only pods
     /// with the label topology.kubernetes.io/zone have a zone, and the cluster is known by the UID of the operator's own
     /// namespace. Without it all namespaces are watched.
@@ -214,15 +264,6 @@ impl RunArgs {
     #[must_use]
     pub fn namespaces(&self) -> BTreeSet<String> {
         self.namespace.iter().cloned().collect()
-    }
-
-    /// Which API server, as whom.
-    #[must_use]
-    pub fn kube(&self) -> ClientOptions {
-        ClientOptions {
-            kubeconfig: self.kubeconfig.clone(),
-            context: self.context.clone(),
-        }
     }
 }
 
@@ -335,7 +376,8 @@ pub struct DiscoverArgs {
     pub etcd: EtcdArgs,
 }
 
-fn format(text: &str) -> Result<Format, String> {
+/// The format of that name, in any case.
+pub(crate) fn format(text: &str) -> Result<Format, String> {
     const NAMES: [&str; 11] = [
         "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
         "Apisix", "Template",
@@ -347,14 +389,15 @@ fn format(text: &str) -> Result<Format, String> {
         .ok_or_else(|| format!("write one of {}", NAMES.join(", ")))
 }
 
-fn entry(text: &str) -> Result<(String, String), String> {
+/// `name=value`.
+pub(crate) fn entry(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write name=value, for example version=v1".into()),
     }
 }
 
-fn cluster_name(text: &str) -> Result<String, String> {
+pub(crate) fn cluster_name(text: &str) -> Result<String, String> {
     names::cluster(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }
@@ -373,7 +416,7 @@ fn registrar_prefix(text: &str) -> Result<String, String> {
 }
 
 /// A duration as in Go; a bare 0 is one too.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -28,7 +28,7 @@ pub mod app;
 #[cfg(feature = "operator")]
 pub mod cli;
 #[cfg(feature = "operator")]
-pub mod discover;
+pub mod commands;
 #[cfg(feature = "discovery")]
 pub mod discovery;
 #[cfg(feature = "operator")]

@@ -639,18 +639,18 @@ impl Core {
     }
 
     /// The leases that are to be kept alive now; [`Core::kept`] follows for each.
-    pub(super) fn to_keep(&mut self, now: u64) -> Vec<(u32, LeaseId)> {
-        let mut due = Vec::new();
+    pub(super) fn due(&mut self, now: u64) -> Vec<(u32, LeaseId)> {
+        let mut found = Vec::new();
         for (number, slot) in &mut self.slots {
             if let Lease::Granted(lease) = slot.lease
                 && !slot.keeping
                 && slot.keep <= now
             {
                 slot.keeping = true;
-                due.push((*number, lease));
+                found.push((*number, lease));
             }
         }
-        due
+        found
     }
 
     /// When the next lease is to be kept alive.

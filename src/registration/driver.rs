@@ -74,7 +74,7 @@ pub(super) async fn run(
     let mut closers: Vec<oneshot::Sender<Result<(), CloseError>>> = Vec::new();
     let mut given_up: Option<Instant> = None;
     loop {
-        for (slot, lease) in core.to_keep(now()) {
+        for (slot, lease) in core.due(now()) {
             keeps.push(keep(connection.clone(), slot, lease));
         }
         let mut wake = core.next_keep();

@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
-use crate::format::{Bundle, Format, Place, bundle_of};
+use crate::format::traefik::Kind;
+use crate::format::{Bundle, Format, Place, bundle_of, kratos, sky_dns};
 use crate::model::endpoint::{Endpoint, Protocol, Target};
 use crate::model::etcd::Key;
 use crate::model::names::{self, NameError};
@@ -208,6 +209,55 @@ impl Instance {
         self
     }
 
+    /// With the kind of Traefik's servers that the scheme means, where the format has a record for it.
+    fn settled(mut self) -> Result<Self, InstanceError> {
+        let no_record = |why: String| Err(InstanceError::NoRecord(why));
+        let Endpoint {
+            scheme,
+            target,
+            namespace,
+            service,
+            cluster,
+            port_name,
+            ..
+        } = &self.endpoint;
+        match &mut self.format {
+            Format::Kratos if !kratos::SCHEMES.contains(&scheme.as_str()) => {
+                no_record(format!(
+                    "Kratos looks for the schemes {}: name that of the port",
+                    kratos::SCHEMES.join(", ")
+                ))?;
+            }
+            Format::Traefik(kind) => match Kind::of(target.protocol, scheme) {
+                Some(told) => *kind = told,
+                None => no_record(
+                    "Traefik takes TCP with the scheme http, https or h2c for HTTP services, and TCP or UDP without a scheme for others"
+                        .to_owned(),
+                )?,
+            },
+            Format::SkyDns(_) => {
+                // The zone is in the prefix, which was granted as it is.
+                let ports = std::iter::once(port_name.as_str());
+                sky_dns::check("local", namespace, service, cluster, ports)
+                    .map_err(InstanceError::NoRecord)?;
+            }
+            Format::Template(None) => {
+                no_record("the format Template needs its templates".to_owned())?;
+            }
+            _ => {}
+        }
+        Ok(self)
+    }
+
+    /// The keys of its records, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the format has no record for it.
+    pub fn keys(&self) -> Result<Vec<String>, InstanceError> {
+        Ok(keys_of(&groups(std::slice::from_ref(self))?))
+    }
+
     /// Of one pod in one registration: a record may stand for several of its ports.
     fn is_beside(&self, other: &Self) -> bool {
         let names = |instance: &Self| {
@@ -224,17 +274,32 @@ impl Instance {
     }
 }
 
+/// Keys and values.
+type Records = Vec<(Key, Box<[u8]>)>;
+
 /// Records that are put together, on one lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) format: Format,
     pub(super) prefix: String,
-    /// Keys and values, sorted.
-    pub(super) records: Vec<(Key, Box<[u8]>)>,
+    /// Sorted by key.
+    pub(super) records: Records,
+}
+
+/// The keys of records, sorted.
+pub(super) fn keys_of(groups: &[Group]) -> Vec<String> {
+    let records = groups.iter().flat_map(|group| &group.records);
+    let mut keys: Vec<String> = records
+        .map(|(key, _)| String::from_utf8_lossy(key).into_owned())
+        .collect();
+    keys.sort();
+    keys
 }
 
 /// The records of all instances.
 pub(super) fn groups(instances: &[Instance]) -> Result<Vec<Group>, InstanceError> {
+    let settled = instances.iter().cloned().map(Instance::settled);
+    let instances: Vec<Instance> = settled.collect::<Result<_, _>>()?;
     let mut groups: Vec<Group> = Vec::new();
     let mut done: Vec<bool> = vec![false; instances.len()];
     for (first, instance) in instances.iter().enumerate() {
@@ -258,16 +323,12 @@ pub(super) fn groups(instances: &[Instance]) -> Result<Vec<Group>, InstanceError
             .map_err(InstanceError::NoRecord)?;
         let records = instance.format.records(&place, &endpoints);
         let told: usize = records.iter().map(|record| record.targets.len()).sum();
-        if records.is_empty() {
-            let why = "format Kratos needs the scheme http, https, grpc or grpcs, and a format Template its templates";
-            return Err(InstanceError::NoRecord(why.to_owned()));
-        }
         if told < endpoints.len() {
             let key = records.first().map(|record| record.key.clone());
             return Err(InstanceError::Twice(key.unwrap_or_default()));
         }
         let together = instance.format.rules().bundle == Bundle::Together;
-        let mut bundles: BTreeMap<Vec<u8>, Vec<(Key, Box<[u8]>)>> = BTreeMap::new();
+        let mut bundles: BTreeMap<Vec<u8>, Records> = BTreeMap::new();
         for record in records {
             let key = record.key.into_bytes();
             let bundle = if together { bundle_of(&key) } else { &key };
@@ -429,10 +490,31 @@ mod tests {
         assert!(matches!(twice, InstanceError::Twice(key) if key.ends_with("/vm/10.0.0.5:8080")));
         let twice = groups(&[web.clone(), web.clone()]).unwrap_err();
         assert!(matches!(twice, InstanceError::Twice(_)));
-        let nothing = web.format(Format::Template(None), "web/").unwrap();
-        assert!(matches!(
-            groups(&[nothing]),
-            Err(InstanceError::NoRecord(_))
-        ));
+        for (format, prefix) in [
+            ("Template", "web/"),
+            ("Kratos", "/microservices/"),
+            ("SkyDns", "/skydns/local/"),
+        ] {
+            let format = Format::by_name(format).unwrap();
+            let mut wrong = web.clone().format(format, prefix).unwrap();
+            wrong.endpoint.service = "a.b".into();
+            assert!(matches!(wrong.keys(), Err(InstanceError::NoRecord(_))));
+        }
+        // Of Traefik's kinds of servers the scheme tells which is meant.
+        let traefik = web
+            .format(Format::by_name("Traefik").unwrap(), "traefik/")
+            .unwrap();
+        assert_eq!(
+            traefik
+                .clone()
+                .scheme("https")
+                .unwrap()
+                .keys()
+                .unwrap()
+                .len(),
+            2
+        );
+        assert!(traefik.keys().unwrap()[0].starts_with("traefik/tcp/services/"));
+        assert!(traefik.scheme("ftp").unwrap().keys().is_err());
     }
 }

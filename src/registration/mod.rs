@@ -44,7 +44,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::registry::connection::Connection;
 use driver::{Order, Told};
-use instance::Group;
+use instance::keys_of;
 
 pub use crate::format::Format;
 pub use crate::model::endpoint::Protocol;
@@ -167,15 +167,6 @@ struct Asked {
     /// The number of the update: what is told of earlier ones says nothing any more.
     update: u64,
     keys: Vec<String>,
-}
-
-fn keys_of(groups: &[Group]) -> Vec<String> {
-    let records = groups.iter().flat_map(|group| &group.records);
-    let mut keys: Vec<String> = records
-        .map(|(key, _)| String::from_utf8_lossy(key).into_owned())
-        .collect();
-    keys.sort();
-    keys
 }
 
 impl Registration {

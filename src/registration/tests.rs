@@ -269,11 +269,11 @@ fn an_answer_from_before_the_watch_broke_tells_nothing() {
 fn a_lease_that_is_lost_is_granted_anew() {
     let mut core = registered();
     assert_eq!(core.next_keep(), Some(10_000));
-    assert_eq!(core.to_keep(9_999), []);
-    assert_eq!(core.to_keep(10_000), [(0, LEASE)]);
-    assert_eq!(core.to_keep(10_000), []);
+    assert_eq!(core.due(9_999), []);
+    assert_eq!(core.due(10_000), [(0, LEASE)]);
+    assert_eq!(core.due(10_000), []);
     core.kept(0, LEASE, Ok(true), 10_000);
-    assert_eq!(core.to_keep(20_000), [(0, LEASE)]);
+    assert_eq!(core.due(20_000), [(0, LEASE)]);
     core.kept(0, LEASE, Ok(false), 20_000);
     let (_, request) = asks(&mut core, 20_000);
     assert_eq!(request, Request::Grant(LEASE, 30));

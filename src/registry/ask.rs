@@ -12,7 +12,7 @@ use etcd_client::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, State, describe};
+use super::connection::{Connection, DEADLINE, State, describe};
 use super::failure::{MAX_MESSAGE, is_of_connection, key_value, kind, late};
 use crate::model::etcd::{Answer, Compare, Failure, FailureKind, LeaseId, Op, Request, Txn};
 
@@ -56,6 +56,23 @@ pub async fn keep_alive(
 /// Whether a stream of keepalives could not be made because its first lease is gone (see `LeaseClient::keep_alive`).
 pub(super) fn speaks_of_lease(error: &Error) -> bool {
     matches!(error, Error::LeaseKeepAliveError(text) if text == "lease not found")
+}
+
+/// The seconds that are left on a lease, and its TTL; `None`: there is no such lease.
+pub type Remaining = Option<(i64, i64)>;
+
+/// How long a lease goes on without a keepalive.
+///
+/// # Errors
+///
+/// As for [`execute`].
+pub async fn remaining(client: &Client, lease: LeaseId) -> Result<Remaining, Failure> {
+    let mut leases = client.lease_client();
+    match tokio::time::timeout(DEADLINE, leases.time_to_live(lease, None)).await {
+        Ok(Ok(told)) => Ok((told.ttl() >= 0).then(|| (told.ttl(), told.granted_ttl()))),
+        Ok(Err(error)) => Err(failure(&error)),
+        Err(_) => Err(unknown(late("etcd", DEADLINE))),
+    }
 }
 
 async fn over<T>(

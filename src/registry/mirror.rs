@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use etcd_client::proto::PbWatchResponse;
-use etcd_client::{EventType, GetOptions, KvClient, WatchOptions, WatchRequestSender};
+use etcd_client::{Client, EventType, GetOptions, KvClient, WatchOptions, WatchRequestSender};
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -409,6 +409,19 @@ fn spawn_read(reads: &mut JoinSet<Done>, action: Action, kv: KvClient, page: i64
         }
         _ => {}
     }
+}
+
+/// All that stands in a range, at one revision.
+///
+/// # Errors
+///
+/// What etcd or the connection said.
+pub async fn read(client: &Client, range: &Range) -> Result<(Revision, Vec<KeyValue>), String> {
+    let kv = client.kv_client().max_decoding_message_size(MAX_MESSAGE);
+    let page = Pace::default().page;
+    read_range(kv, range, page, GetOptions::new(), key_value)
+        .await
+        .map_err(|(ReadError::Denied(why) | ReadError::Failed(why))| why)
 }
 
 /// Reads a range page by page at the revision of the first page.

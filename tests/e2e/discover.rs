@@ -1,13 +1,12 @@
 //! The command `discover`, as persons and scripts see it.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use testbed::eventually;
 
-use crate::support::{BINARY, SOON, Stage};
+use crate::commands::{self, Running};
+use crate::support::{SOON, Stage};
 
 /// Two clusters' records of a service, and what else may stand in a registry.
 fn stage() -> testbed::Etcd {
@@ -44,18 +43,12 @@ fn put(etcd: &testbed::Etcd, key: &str, value: &str) {
     etcd.etcdctl(&["put", key, value]).unwrap();
 }
 
-fn command(etcd: &testbed::Etcd, args: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
-    command
-        .arg("discover")
-        .args(args)
-        .env_clear()
-        .env("ETCD_REGISTRAR_ETCD_ENDPOINTS", etcd.endpoints_arg());
-    command
+fn output(etcd: &testbed::Etcd, args: &[&str]) -> Output {
+    commands::output(etcd, "discover", args)
 }
 
-fn output(etcd: &testbed::Etcd, args: &[&str]) -> Output {
-    command(etcd, args).output().unwrap()
+fn watching(etcd: &testbed::Etcd, args: &[&str]) -> Running {
+    Running::start(commands::command(etcd, "discover", args))
 }
 
 /// What is printed, of a command that finds something.
@@ -183,51 +176,10 @@ fn discover_says_what_is_wrong_and_ends_with_a_code() {
     );
 }
 
-/// A command that goes on, and the lines that it prints. It is killed when it is dropped.
-struct Watching {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Watching {
-    fn start(etcd: &testbed::Etcd, args: &[&str]) -> Self {
-        let mut child = command(etcd, args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = channel();
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let errors = sender.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        std::thread::spawn(move || {
-            for line in BufReader::new(err).lines().map_while(Result::ok) {
-                let _ = errors.send(line);
-            }
-        });
-        Self { child, lines }
-    }
-
-    fn next(&self) -> String {
-        self.lines.recv_timeout(SOON).unwrap()
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn discover_prints_changes_as_they_come() {
     let etcd = stage();
-    let table = Watching::start(&etcd, &["web", "-n", "shop", "--watch", "--cluster=east"]);
+    let table = watching(&etcd, &["web", "-n", "shop", "--watch", "--cluster=east"]);
     assert_eq!(
         table.next(),
         "CHANGE    ADDRESS         PORT   CLUSTER   ZONE   POD        WEIGHT"
@@ -236,7 +188,7 @@ fn discover_prints_changes_as_they_come() {
         table.next(),
         "ADDED     10.1.2.3:8080   http   east      eu-a   web-east   100"
     );
-    let json = Watching::start(&etcd, &["web", "-n", "shop", "-w", "-o", "json"]);
+    let json = watching(&etcd, &["web", "-n", "shop", "-w", "-o", "json"]);
     for address in ["10.1.2.3:8080", "10.2.7.1:8080"] {
         let line: Value = serde_json::from_str(&json.next()).unwrap();
         assert_eq!(

@@ -13,6 +13,7 @@
 mod admin;
 mod basic;
 mod changes;
+mod commands;
 mod credentials;
 mod discover;
 mod errors;
@@ -28,7 +29,9 @@ mod objects;
 mod pods;
 mod policy;
 mod rbac;
+mod register;
 mod secrets;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
+mod tree;

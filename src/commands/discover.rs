@@ -4,17 +4,14 @@
 //! says so, and on standard error.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::{DiscoverArgs, OutputFormat};
+use super::{print, printable};
+use crate::cli::{DiscoverArgs, NONE, OutputFormat};
 use crate::discovery::{Change, Discovery, Endpoint, Service, Source, State};
 use crate::model::endpoint::Protocol;
-
-/// The exit code where etcd answered, and has no such endpoint: 1 is a failure, and 2 a flag that is wrong.
-const NONE: u8 = 3;
 
 /// What is printed where a record does not tell.
 const UNKNOWN: &str = "-";
@@ -141,15 +138,6 @@ async fn watch(list: &Service, printer: &mut Printer) -> Result<ExitCode, String
                 state = new;
             }
         }
-    }
-}
-
-/// Who reads through `head` has enough at some point.
-fn print(text: &str) -> Result<(), String> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-        result => result.map_err(|error| format!("can't print: {error}")),
     }
 }
 
@@ -302,10 +290,7 @@ impl Printer {
         let mut line = String::new();
         for (cell, width) in cells.iter().zip(&self.widths) {
             // A record may hold any text, which must not move a terminal's cursor.
-            let cell: String = cell
-                .chars()
-                .map(|c| if c.is_control() { '?' } else { c })
-                .collect();
+            let cell = printable(cell);
             // Writing to a String can't fail.
             let _ = write!(line, "{cell:<width$}   ");
         }
