@@ -6,10 +6,10 @@ CRD := crds/serviceregistrations.yaml
 CLIENTS := $(dir $(wildcard tests/interop/*/go.mod))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol
+.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol image image-test
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (protoc and the like), check Rust and Go
 	@hack/setup
@@ -62,6 +62,15 @@ fuzz: ## change inputs at random and look that nothing panics or leaves its plac
 
 protocol: ## check the model of the protocol with TLC (needs Java and Maven)
 	@docs/protocol/check holds
+
+# IMAGE names it, ARCHITECTURES says which: make image IMAGE=registry.example.com/etcd-registrar:1 ARCHITECTURES=amd64
+image: ## build the image (static, from nothing, amd64 and arm64) into target/image/
+	@hack/setup image
+	@hack/image $(ARCHITECTURES)
+
+image-test: image tools ## look at the image, run both architectures, and build it a second time elsewhere to compare
+	cargo test $(LOCKED) --test image -- --ignored
+	hack/reproduce
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step
 	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo

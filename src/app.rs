@@ -32,6 +32,7 @@ use crate::kube::{Heard, events, merge, probe, status, watch as kube_watch};
 use crate::registry::connection::{Connection, State};
 use crate::registry::requests::{DEADLINE, Requests};
 use crate::registry::{keeper, mirror, purge};
+use crate::version::BUILD;
 
 /// Inputs that may wait for the engine: a watch of Kubernetes is slowed down beyond that, and the
 /// memory stays bounded.
@@ -148,7 +149,7 @@ async fn operate_in(args: &RunArgs, policy: Policy) -> Result<(), String> {
         cluster = args.name.cluster_name,
         endpoints = args.etcd.etcd_endpoints.join(","),
         listen = %args.listen,
-        version = env!("CARGO_PKG_VERSION"),
+        version = BUILD.as_str(),
         "starting"
     );
     let (metrics, registry) = Metrics::new();

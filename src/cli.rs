@@ -18,10 +18,11 @@ use crate::format::Format;
 use crate::kube::client::ClientOptions;
 use crate::model::names;
 use crate::registry::connection::Settings;
+use crate::version::BUILD;
 
 /// Registers the ready endpoints of Kubernetes pods in etcd.
 #[derive(Debug, Parser)]
-#[command(name = "etcd-registrar", version, about, max_term_width = 100)]
+#[command(name = "etcd-registrar", version = BUILD.as_str(), about, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

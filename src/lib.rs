@@ -49,3 +49,5 @@ pub mod registration;
 pub mod registry;
 #[cfg(feature = "operator")]
 pub mod summary;
+#[cfg(feature = "operator")]
+pub mod version;
