@@ -6,7 +6,7 @@ CRD := crds/serviceregistrations.yaml
 CLIENTS := $(dir $(wildcard tests/interop/*/go.mod))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol image image-test
+.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol image image-test e2e-kind
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,11 @@ image: ## build the image (static, from nothing, amd64 and arm64) into target/im
 image-test: image tools ## look at the image, run both architectures, and build it a second time elsewhere to compare
 	cargo test $(LOCKED) --test image -- --ignored
 	hack/reproduce
+
+# KIND_STEPS names some steps, KIND_KEEP=1 leaves the clusters up. Starts Docker where root may, and builds the nodes' image.
+e2e-kind: tools ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
+	@hack/setup image
+	@hack/e2e-kind
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step
 	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo

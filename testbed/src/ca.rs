@@ -56,12 +56,14 @@ impl Ca {
 
     /// A certificate for a server on 127.0.0.1, `localhost` and the given addresses.
     pub fn server(&self, file: &str, extra: &[IpAddr]) -> Result<CertFiles> {
-        let mut params = CertificateParams::new(vec![
-            "localhost".to_owned(),
-            "127.0.0.1".to_owned(),
-            "::1".to_owned(),
-        ])
-        .context("certificates", file)?;
+        self.server_named(file, &[], extra)
+    }
+
+    /// The same, also under the given host names.
+    pub fn server_named(&self, file: &str, names: &[&str], extra: &[IpAddr]) -> Result<CertFiles> {
+        let names = ["localhost", "127.0.0.1", "::1"].iter().chain(names);
+        let names: Vec<String> = names.map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).context("certificates", file)?;
         params
             .subject_alt_names
             .extend(extra.iter().copied().map(SanType::IpAddress));
