@@ -361,10 +361,18 @@ fn pod_of(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Option<
     }
     // Nobody has said: it is the winner's if it is what the winner wants.
     let (claim, _) = index.winner(key)?;
+    let pod = claim.pod?;
     let wanted = index.record(claim, key, "")?;
-    (*wanted.value == *record.value)
-        .then_some(claim.pod)
-        .flatten()
+    if *wanted.value == *record.value {
+        return Some(pod);
+    }
+    // Something else of it may have changed while nobody looked: it is known by its name and address.
+    let found = Format::by_name(&slot.format)?
+        .read(&slot.prefix, key, &record.value)
+        .ok()?;
+    let same = found.pod.as_deref() == index.pods().get(pod).map(|pod| &*pod.name)
+        && wanted.targets.iter().any(|target| found.holds(target));
+    (found.pod.is_some() && same).then_some(pod)
 }
 
 /// The pod that the record of ours at a key names, or was seen to stand for; `None`: nothing tells.

@@ -820,6 +820,34 @@ fn a_key_whose_removal_is_in_flight_is_no_successor() {
     }
 }
 
+/// Two registrations have records of one pod, in a format that names it but has no UID, and its zone changes while nobody
+/// is there.
+#[test]
+fn records_that_changed_while_nobody_looked_are_known_by_name_and_address() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let mut world = World::new(seed, Knobs::default(), false);
+        for name in ["web", "api"] {
+            let micro = scenario::registration(name, FormatType::GoMicro, None);
+            scenario::put(&mut world, micro);
+        }
+        ready(&mut world, 1);
+        world.start(0);
+        calm_down(&mut world);
+        world.crash(0);
+        world.kube.put_node(Node {
+            name: "n1".into(),
+            resource_version: 0,
+            zone: "eu-a".into(),
+        });
+        let from = world.etcd.log().len();
+        world.start(0);
+        ends_well(&mut world, 2);
+        // The keys begin with a slash.
+        assert_eq!(since(&world, from), ["put ", "put "]);
+    }
+}
+
 /// Removals are held, and the last of three pods is held when its record is written.
 fn held(seed: u64, format: FormatType) -> (World, Pod) {
     let knobs = Knobs {
