@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use testbed::{Process, eventually};
 
-/// What may take so long at most, on a busy machine. go-micro looks again after a minute if it missed a change between
-/// its first list and its watch.
-const AT_LAST: Duration = Duration::from_secs(100);
+/// What may take so long at most, on a busy machine: less than the minute after which go-micro looks again by itself, so
+/// that a change that it missed is a failure.
+const AT_LAST: Duration = Duration::from_secs(50);
 
 /// The pods of a service by their addresses.
 pub(crate) type Pods = BTreeMap<String, String>;
