@@ -42,7 +42,7 @@ pub use ports::free_port;
 pub use process::Process;
 pub use proxy::{Direction, Flow, Proxy};
 pub use wait::{always, eventually};
-pub use workdir::keep;
+pub use workdir::{WorkDir, keep};
 
 /// One value for each name, made once and kept until the process ends.
 pub(crate) type Shared<T> = Mutex<Vec<(String, &'static OnceLock<Result<T, String>>)>>;

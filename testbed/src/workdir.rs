@@ -120,19 +120,21 @@ pub(crate) fn keep_on_panic() {
 }
 
 /// A folder for one component, removed when dropped, unless that happens in a panic.
-pub(crate) struct WorkDir {
+pub struct WorkDir {
     path: PathBuf,
 }
 
 impl WorkDir {
-    pub(crate) fn new(label: &str) -> Result<Self> {
+    /// A new folder, with a number and this label for its name.
+    pub fn new(label: &str) -> Result<Self> {
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = root()?.path.join(format!("{number:03}-{label}"));
         fs::create_dir_all(&path).context("temporary folder", path.display())?;
         Ok(Self { path })
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 

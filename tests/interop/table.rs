@@ -24,7 +24,7 @@ fn version(manifest: &str, module: &str) -> String {
 }
 
 /// The versions of the modules that a client is made of.
-fn versions(kind: &Kind) -> String {
+pub(crate) fn versions(kind: &Kind) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
     let manifest = std::fs::read_to_string(folder.join(kind.folder).join("go.mod")).unwrap();
     let each = kind.modules.iter().map(|(module, name)| {

@@ -19,10 +19,13 @@ func resolveDNS(ctx context.Context, address, service string) error {
 	if len(labels) < 3 {
 		return fmt.Errorf("%s is not _PORT._PROTOCOL.SERVICE.ZONE", service)
 	}
-	client := dns.Client{Timeout: 5 * time.Second}
+	// What every resolver of today asks for; 512 bytes would hold few targets.
+	const size = 4096
+	client := dns.Client{Timeout: 5 * time.Second, UDPSize: size}
 	ask := func(name string, kind uint16) ([]dns.RR, error) {
 		question := new(dns.Msg)
 		question.SetQuestion(dns.Fqdn(name), kind)
+		question.SetEdns0(size, false)
 		answer, _, err := client.ExchangeContext(ctx, question, address)
 		if err != nil {
 			return nil, err
@@ -30,6 +33,9 @@ func resolveDNS(ctx context.Context, address, service string) error {
 		// Neither is an error: the one says that the name is not there, the other has no answer of this kind.
 		if answer.Rcode != dns.RcodeSuccess && answer.Rcode != dns.RcodeNameError {
 			return nil, fmt.Errorf("%s: %s", name, dns.RcodeToString[answer.Rcode])
+		}
+		if answer.Truncated {
+			return nil, fmt.Errorf("%s: the answer is truncated", name)
 		}
 		return answer.Answer, nil
 	}

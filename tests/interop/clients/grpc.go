@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"go.etcd.io/etcd/client/v3/naming/resolver"
@@ -11,7 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// calls is how many calls make a list: twice as many as there are ever servers, so that each is called in turn.
+// calls is how many calls make a list: several times as many as there are ever servers, so that each is called in turn.
 const calls = 24
 
 // resolveGRPC calls through a channel that is balanced over what etcd's resolver finds, and reports who answered.
@@ -36,8 +37,7 @@ func resolveGRPC(ctx context.Context, address, service string) error {
 		return err
 	}
 	health := healthpb.NewHealthClient(channel)
-	var report report
-	for ; ; time.Sleep(interval) {
+	answering := func() map[string]struct{} {
 		answered := make(map[string]struct{})
 		for range calls {
 			var header metadata.MD
@@ -48,6 +48,15 @@ func resolveGRPC(ctx context.Context, address, service string) error {
 			if err == nil {
 				answered[header.Get(addressHeader)[0]] = struct{}{}
 			}
+		}
+		return answered
+	}
+	var report report
+	for ; ; time.Sleep(interval) {
+		// The balancer begins its round anew at each change; two times the same is a whole round.
+		answered := answering()
+		if !maps.Equal(answered, answering()) {
+			continue
 		}
 		list := make([]endpoint, 0, len(answered))
 		for address := range answered {

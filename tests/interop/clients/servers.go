@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"sync"
 
@@ -27,6 +28,7 @@ func (s *servers) dial(ctx context.Context, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	fmt.Println("dialled", address)
 	var dialer net.Dialer
 	return dialer.DialContext(ctx, "tcp", local)
 }
