@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::commands::diff::DiffArgs;
 use crate::commands::register::RegisterArgs;
 use crate::commands::tree::TreeArgs;
 use crate::format::Format;
@@ -57,6 +58,12 @@ pub enum Command {
     /// The exit code is 0 when there are endpoints, 3 when there are none, 1 when etcd does not answer, and 2 when a
     /// flag is wrong.
     Tree(Box<TreeArgs>),
+    /// Compare what Kubernetes wants with what etcd holds, by the operator's own rules.
+    ///
+    /// A line for each key that differs: `+` is wanted and not there, `~` is there in another way, `-` is there and wanted by
+    /// nobody. What an operator is about to write shows, too. The exit code is 0 when nothing differs, 1 when something does,
+    /// and 2 when that can't be told.
+    Diff(Box<DiffArgs>),
     /// Print the script that completes commands and flags in a shell.
     ///
     /// For bash: `source <(etcd-registrar completions bash)`.

@@ -4,6 +4,7 @@
 //! print what was not read, and share nothing with a running operator but its code.
 
 pub mod completions;
+pub mod diff;
 pub mod discover;
 pub mod register;
 pub mod tree;

@@ -11,6 +11,7 @@
 //! | `session` | the state of one list+watch; pure |
 //! | `watch` | carries bytes between a session and the API server |
 //! | `merge` | the watches of several namespaces --> one; pure but for its channels |
+//! | `lists` | lists that are taken once, for commands |
 //! | `probe` | asks the API server when all else is quiet; whose cluster it is |
 //! | `status` | writes statuses by server-side apply |
 //! | `events` | writes Kubernetes Events |
@@ -24,6 +25,7 @@ use kube::client::AuthError;
 pub mod client;
 pub mod events;
 pub mod merge;
+pub mod lists;
 pub mod probe;
 pub mod session;
 pub mod status;

@@ -15,6 +15,7 @@ mod basic;
 mod changes;
 mod commands;
 mod credentials;
+mod diff;
 mod discover;
 mod errors;
 mod failover;
