@@ -20,7 +20,7 @@ use crate::admin::{self, Health};
 use crate::api::crd_yaml;
 use crate::cli::{Cli, Command, LogFormat, PurgeArgs, RunArgs};
 use crate::commands::{
-    self, completions, counted, diff, discover, read_policy, register, tree,
+    self, completions, counted, diff, discover, doctor, read_policy, register, tree,
 };
 use crate::engine::io::{Effect, Input, Now, Resource};
 use crate::engine::{Engine, Numbers, Settings};
@@ -68,6 +68,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Discover(args) => command(discover::run(&args)),
         Command::Register(args) => command(register::run(&args)),
         Command::Diff(args) => command(diff::run(&args)),
+        Command::Doctor(args) => command(doctor::run(&args)),
         Command::Tree(args) => command(tree::run(&args)),
         Command::Completions { shell } => print_bytes(&completions::script(shell)),
         Command::Man {

@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::commands::diff::DiffArgs;
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::register::RegisterArgs;
 use crate::commands::tree::TreeArgs;
 use crate::format::Format;
@@ -64,6 +65,11 @@ pub enum Command {
     /// nobody. What an operator is about to write shows, too. The exit code is 0 when nothing differs, 1 when something does,
     /// and 2 when that can't be told.
     Diff(Box<DiffArgs>),
+    /// Look whether an operator has what it needs, and say what to do where it has not.
+    ///
+    /// It tries etcd and Kubernetes as an operator would, and writes nothing that lasts. Each finding is a line, and below it what
+    /// to do. The exit code is 0 when all is well, 1 when there are warnings, and 2 when there are errors.
+    Doctor(Box<DoctorArgs>),
     /// Print the script that completes commands and flags in a shell.
     ///
     /// For bash: `source <(etcd-registrar completions bash)`.

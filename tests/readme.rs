@@ -225,18 +225,24 @@ fn the_flags_named_anywhere_exist() {
         "docs/keys.md",
         "docs/security.md",
         "docs/operations.md",
+        "docs/registration.md",
+        "docs/tools.md",
         "deploy/README.md",
     ] {
         for line in read(file).lines() {
             // Commands of other programs have flags of their own.
-            let command = ["run", "purge", "discover"]
-                .iter()
-                .find_map(|command| line.split_once(&format!("etcd-registrar {command} ")));
+            let command = [
+                "run", "purge", "discover", "register", "tree", "diff", "doctor", "man",
+            ]
+            .iter()
+            .find_map(|command| line.split_once(&format!("etcd-registrar {command} ")));
             let Some((_, command)) = command else {
                 continue;
             };
             for flag in command
                 .split_whitespace()
+                // What follows is of the program that is registered.
+                .take_while(|word| *word != "--")
                 .filter(|word| word.starts_with("--"))
             {
                 assert!(known.contains(flag), "{file}: {flag}");
@@ -480,4 +486,31 @@ fn the_tests_that_the_page_on_discovery_names_exist() {
             );
         }
     }
+}
+
+#[test]
+fn the_tests_that_the_pages_on_registration_name_exist() {
+    let sources: Vec<String> = [
+        "src/registration/tests.rs",
+        "tests/registration/faults.rs",
+        "tests/registration/keys.rs",
+        "tests/tutorials.rs",
+    ]
+    .map(read)
+    .into();
+    let mut count = 0;
+        let text = read(file);
+        let words = text.split('`').skip(1).step_by(2);
+        let tests = words.filter(|word| {
+            word.matches('_').count() >= 3
+                && word.chars().all(|c| c == '_' || c.is_ascii_lowercase())
+        });
+        for test in tests {
+            let function = format!("fn {test}(");
+            let found = sources.iter().any(|source| source.contains(&function));
+            assert!(found, "{file}: {test}");
+            count += 1;
+        }
+    }
+    assert!(count >= 15, "{count} tests");
 }

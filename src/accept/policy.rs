@@ -26,6 +26,8 @@
 //!     holdSeconds: 300
 //! ```
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 
 use crate::api::FormatType;
@@ -245,6 +247,15 @@ impl Policy {
     /// Says the place, with line and column, and what is allowed there.
     pub fn parse(yaml: &str) -> Result<Self, PolicyError> {
         Ok(serde_yaml::from_str(yaml)?)
+    }
+
+    /// What the granted prefixes begin with, as far as that is the same for all namespaces; each once.
+    #[must_use]
+    pub fn beginnings(&self) -> BTreeSet<&str> {
+        let prefixes = self.rules.iter().flat_map(|rule| &rule.prefixes);
+        prefixes
+            .map(|pattern| pattern.0.split(['*', '{']).next().unwrap_or_default())
+            .collect()
     }
 
     /// Whether a namespace may use a format with this base (what stands before the service in its

@@ -6,6 +6,7 @@
 pub mod completions;
 pub mod diff;
 pub mod discover;
+pub mod doctor;
 pub mod register;
 pub mod tree;
 

@@ -117,7 +117,7 @@ impl LogLimit {
 }
 
 /// What a person can use of an error of kube: its sources too, where they say more.
-fn explain(error: &kube::Error) -> String {
+pub(crate) fn explain(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("{} (HTTP {})", status.message, status.code);
     }

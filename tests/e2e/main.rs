@@ -17,6 +17,7 @@ mod commands;
 mod credentials;
 mod diff;
 mod discover;
+mod doctor;
 mod errors;
 mod failover;
 mod flapping;
