@@ -227,6 +227,7 @@ fn the_flags_named_anywhere_exist() {
         "docs/operations.md",
         "docs/registration.md",
         "docs/tools.md",
+        "docs/from-tutorials.md",
         "deploy/README.md",
     ] {
         for line in read(file).lines() {
@@ -499,6 +500,7 @@ fn the_tests_that_the_pages_on_registration_name_exist() {
     .map(read)
     .into();
     let mut count = 0;
+    for file in ["docs/registration.md", "docs/from-tutorials.md"] {
         let text = read(file);
         let words = text.split('`').skip(1).step_by(2);
         let tests = words.filter(|word| {

@@ -262,3 +262,8 @@ impl Registration {
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/registration.md")]
 struct Page;
+
+/// And those in the page that shows what replaces the tutorials' programs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/from-tutorials.md")]
+struct Tutorials;
