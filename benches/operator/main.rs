@@ -2,6 +2,7 @@
 //! docs/benchmarks.md.
 
 mod burst;
+mod discovery;
 mod failover;
 mod floor;
 mod memory;
@@ -64,6 +65,8 @@ enum Part {
     Failover,
     /// Resident memory.
     Memory,
+    /// The discovery library with all endpoints in one list.
+    Discovery,
     /// Size of the binary.
     Binary,
 }
@@ -164,6 +167,11 @@ fn measure(args: &Args) -> Result<()> {
             report.add(&name, rows, &measured)?;
             continue;
         }
+        if *part == Part::Discovery {
+            let (rows, measured) = discovery::measure(&sizes)?;
+            report.add(&name, rows, &measured)?;
+            continue;
+        }
         let world = match &mut world {
             Some(world) => world,
             none => none.insert(World::new(Etcd::builder("registry").start()?)?),
@@ -175,6 +183,7 @@ fn measure(args: &Args) -> Result<()> {
             Part::Rest => rest::measure(world, &sizes),
             Part::Failover => failover::measure(world, &sizes),
             Part::Memory => memory::measure(world, &sizes),
+            Part::Discovery => discovery::measure(&sizes),
             Part::Binary => binary(),
         }?;
         report.add(&name, rows, &measured)?;
