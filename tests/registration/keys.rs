@@ -9,8 +9,7 @@ use etcd_registrar::format::traefik::Kind;
 use etcd_registrar::registration::{Format, RegistrationError, State};
 
 use crate::{
-    Etcd, KEY, SHORT, SOON, TTL, all_keys, get, instance, put, registered, registrar, stands,
-    state, web,
+    Etcd, KEY, SOON, TTL, all_keys, get, instance, put, registered, registrar, stands, state, web,
 };
 
 #[tokio::test]
@@ -280,11 +279,13 @@ async fn a_registration_that_is_dropped_ends_with_its_lease() {
     let etcd = Etcd::start().await;
     let mut client = etcd.client().await;
     let registrar = registrar(&etcd).await;
-    let registration = registrar.register(SHORT, [web()]).unwrap();
+    // Long enough for a busy machine to keep it alive in time.
+    let ttl = Duration::from_secs(10);
+    let registration = registrar.register(ttl, [web()]).unwrap();
     registered(&registration).await;
-    // It is kept for longer than its TTL.
+    // It is kept for longer than its TTL, which only time can show.
     let lease = get(&mut client, KEY).await.unwrap().1;
-    tokio::time::sleep(SHORT + Duration::from_secs(2)).await;
+    tokio::time::sleep(ttl + Duration::from_secs(2)).await;
     assert_eq!(get(&mut client, KEY).await.unwrap().1, lease);
     drop(registration);
     assert!(get(&mut client, KEY).await.is_some());
