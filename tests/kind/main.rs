@@ -1,7 +1,7 @@
 //! The operator on real kind clusters: kubelets, readiness probes, nodes that stop, images, Helm, restricted Pod Security.
 //!
 //! `make e2e-kind` runs it. It needs Docker and takes minutes, so that `cargo test` leaves it out. KIND_STEPS names some
-//! steps, KIND_KEEP leaves the clusters up for the next run.
+//! steps, KIND_KEEP leaves the clusters up for the next run, KIND_IMAGE_BEFORE is an older image that Docker has, to upgrade from.
 
 #![allow(
     clippy::unwrap_used,

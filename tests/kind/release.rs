@@ -132,7 +132,7 @@ pub(crate) fn upgrade_and_rollback(world: &World) {
     let which = if before.is_empty() {
         "with other flags (one image only)"
     } else {
-        "from the image of the commit before"
+        "from an older image"
     };
     world.note(&format!(
         "{which}: upgrade {:.0} s, rollback {:.0} s; no event, {calls} calls, none failed",
