@@ -302,7 +302,14 @@ fn difference(index: &Index, mirror: &Mirror, key: &Key) -> Option<Difference> {
             match record {
                 None => (Change::Missing, name, missing(index, &claim)),
                 Some(record) => {
-                    let put = plan::put(index, mirror, key, claim)?;
+                    let put = if claim.pod.is_some() {
+                        plan::put(index, mirror, key, claim)?
+                    } else {
+                        plan::put_aggregate(index, mirror, key, claim, |_| true)?
+                    };
+                    if plan::stands(mirror, key, &put) {
+                        return None;
+                    }
                     let why = if *put.value != *record.value {
                         other_value(&record.value, &put.value)
                     } else if slot.is_none() {
@@ -355,7 +362,7 @@ fn difference(index: &Index, mirror: &Mirror, key: &Key) -> Option<Difference> {
 }
 
 fn missing(index: &Index, claim: &Claim) -> String {
-    match index.pods().get(claim.pod) {
+    match claim.pod.and_then(|pod| index.pods().get(pod)) {
         Some(pod) => format!("wanted for pod {}, and not there", pod.name),
         None => "wanted, and not there".to_owned(),
     }

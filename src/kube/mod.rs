@@ -24,8 +24,8 @@ use kube::client::AuthError;
 
 pub mod client;
 pub mod events;
-pub mod merge;
 pub mod lists;
+pub mod merge;
 pub mod probe;
 pub mod session;
 pub mod status;
