@@ -32,7 +32,7 @@ use crate::kube::{Heard, events, merge, probe, status, watch as kube_watch};
 use crate::registry::connection::{Connection, State};
 use crate::registry::requests::{DEADLINE, Requests};
 use crate::registry::{keeper, mirror, purge};
-use crate::version::BUILD;
+use crate::version::{COMMIT, VERSION};
 
 /// Inputs that may wait for the engine: a watch of Kubernetes is slowed down beyond that, and the
 /// memory stays bounded.
@@ -151,7 +151,8 @@ async fn operate_in(args: &RunArgs, policy: Policy) -> Result<(), String> {
         cluster = args.name.cluster_name,
         endpoints = args.etcd.etcd_endpoints.join(","),
         listen = %args.listen,
-        version = BUILD.as_str(),
+        version = VERSION,
+        commit = COMMIT,
         "starting"
     );
     let (metrics, registry) = Metrics::new();

@@ -8,9 +8,14 @@ use std::sync::LazyLock;
 /// The version of the package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// For `--version` and the first line of the log: version, commit, its time, and for which kind of machine.
+/// The commit that it was built from, in full; `-dirty` after it when files differed from it.
+pub const COMMIT: &str = match option_env!("ETCD_REGISTRAR_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// For `--version`: version, commit, its time, and for which kind of machine.
 pub static BUILD: LazyLock<String> = LazyLock::new(|| {
-    let commit = option_env!("ETCD_REGISTRAR_COMMIT").unwrap_or("unknown");
     let of = option_env!("ETCD_REGISTRAR_COMMIT_DATE")
         .map_or(String::new(), |date| format!(" of {date}"));
     let libc = if cfg!(target_env = "musl") {
@@ -18,8 +23,6 @@ pub static BUILD: LazyLock<String> = LazyLock::new(|| {
     } else {
         ""
     };
-    format!(
-        "{VERSION} (commit {commit}{of}, {}{libc})",
-        std::env::consts::ARCH
-    )
+    let architecture = std::env::consts::ARCH;
+    format!("{VERSION} (commit {COMMIT}{of}, {architecture}{libc})")
 });

@@ -41,6 +41,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::engine::io::Resource;
+use crate::version::VERSION;
 
 /// Upper bounds in seconds: 0.5 ms is a local etcd, 10 s is two election TTLs by default.
 const PROPAGATION_BUCKETS: [f64; 14] = [
@@ -297,7 +298,7 @@ impl Metrics {
         registry.register(
             "build",
             "The version of the operator",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+            Info::new([("version", VERSION)]),
         );
     }
 
