@@ -477,6 +477,7 @@ impl Mirror {
                             before: known.socket,
                             read,
                         });
+                        self.tell_beside(key, changed);
                     }
                     return;
                 }
@@ -520,6 +521,18 @@ impl Mirror {
             }
             self.tell_more(key, more, aggregate, read, changed);
             self.note_untold(key, before.map(|b| b.0));
+        }
+    }
+
+    /// A record was read: other records of its further addresses may have waited for that.
+    fn tell_beside(&self, key: &Key, changed: &mut Vec<Changed>) {
+        let more = self.more_sockets.get(key).into_iter().flatten();
+        for socket in more.filter(|socket| self.keys_at(socket).len() > 1) {
+            changed.push(Changed {
+                key: Arc::clone(key),
+                before: Some(*socket),
+                read: true,
+            });
         }
     }
 

@@ -322,7 +322,7 @@ fn address_is_free(index: &Index, mirror: &Mirror, key: &Key, pod: PodId, target
                             .ok()
                     })
                     .is_some_and(|found| !found.iter().any(|found| found.holds(target)))
-                    || is_wanted_for_others(index, other, record, target)
+                    || is_wanted_for_others(index, mirror, other, record, target)
             };
             other_protocol()
         })
@@ -346,10 +346,19 @@ fn holder(
 
 /// Whether a record that stands as it is wanted stands for other targets: not every format tells the
 /// protocol.
-fn is_wanted_for_others(index: &Index, key: &Key, record: &Record, target: &Target) -> bool {
-    index
-        .winner(key)
-        .and_then(|(claim, _)| index.record(claim, key, ""))
+fn is_wanted_for_others(
+    index: &Index,
+    mirror: &Mirror,
+    key: &Key,
+    record: &Record,
+    target: &Target,
+) -> bool {
+    let wanted = || {
+        let (claim, _) = index.winner(key)?;
+        let slot = mirror.leases().get(record.lease)?.name.as_ref()?;
+        index.record(claim, key, &known_zone(index, claim, slot, key, record))
+    };
+    wanted()
         .is_some_and(|wanted| *wanted.value == *record.value && !wanted.targets.contains(target))
 }
 

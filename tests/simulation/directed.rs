@@ -848,6 +848,26 @@ fn records_that_changed_while_nobody_looked_are_known_by_name_and_address() {
     }
 }
 
+/// Two pods move into one record; its put is answered before or after the watch shows it, as chance has it.
+#[test]
+fn the_old_keys_of_all_pods_go_when_their_one_successor_was_read() {
+    for seed in 0..4 * SEEDS {
+        let _named = Named(seed);
+        let mut world = one(seed);
+        ready(&mut world, 2);
+        calm_down(&mut world);
+        let mut web = scenario::registration("web", FormatType::Apisix, None);
+        if let Ok(spec) = &mut web.spec {
+            spec.ports
+                .iter_mut()
+                .for_each(|port| port.scheme = Some("http".into()));
+        }
+        scenario::put(&mut world, web);
+        world.wake_all();
+        ends_well(&mut world, 1);
+    }
+}
+
 /// Removals are held, and the last of three pods is held when its record is written.
 fn held(seed: u64, format: FormatType) -> (World, Pod) {
     let knobs = Knobs {
