@@ -20,7 +20,7 @@ use crate::engine::io::{Object, Resource};
 use crate::index::registrations::Standing;
 use crate::index::{Claim, Index, Touched};
 use crate::kube::client::KubeClient;
-use crate::kube::lists;
+use crate::kube::{lists, probe};
 use crate::mirror::Mirror;
 use crate::model::etcd::{Key, Range};
 use crate::plan::ranges::ranges;
@@ -119,7 +119,14 @@ async fn compare(args: &DiffArgs) -> Result<ExitCode, String> {
         .await
         .map_err(|error| error.to_string())?;
     let (_connection, session) = connect(args.etcd.settings(), args.timeout).await?;
-    let uid = lists::cluster_uid(&client, args.timeout).await?;
+    let uid = probe::uid(&client, probe::EVERYWHERE, args.timeout)
+        .await
+        .map_err(|why| {
+            format!(
+                "can't read the UID of the namespace kube-system: {}",
+                why.message
+            )
+        })?;
     let index = wanted(args, policy, &client).await?;
     let mirror = standing(args, &index, &uid, &session).await?;
     let found = differences(&index, &mirror, &own_prefix(args));

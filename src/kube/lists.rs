@@ -1,4 +1,4 @@
-//! Lists that are taken once, for commands.
+//! Requests that are made once: lists, for commands, and what the probe asks.
 //!
 //! Takes a resource, gives all of its objects. Must never give a part for the whole: an error on the way is one.
 
@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::client::KubeClient;
 use super::explain;
+use super::session::list_path;
 use super::wire::{self, Item};
 use crate::engine::io::{Object, Resource};
 
@@ -33,7 +34,7 @@ pub async fn all(
     resource: Resource,
     patience: Duration,
 ) -> Result<Listed, String> {
-    let path = path_of(resource);
+    let path = list_path(resource, None);
     let mut listed = Listed::default();
     let mut next: Option<String> = None;
     loop {
@@ -94,25 +95,4 @@ pub async fn get(client: &KubeClient, path: &str, patience: Duration) -> Result<
                 _ => format!("{}: {}", client.server(), explain(&error)),
             },
         })
-}
-
-/// The UID of the namespace kube-system, which tells the cluster from others.
-///
-/// # Errors
-///
-/// What the API server or the connection said, for a person.
-pub async fn cluster_uid(client: &KubeClient, patience: Duration) -> Result<String, String> {
-    let failed = |why: String| format!("can't read the UID of the namespace kube-system: {why}");
-    let body = get(client, "/api/v1/namespaces/kube-system", patience)
-        .await
-        .map_err(|failure| failed(failure.message))?;
-    wire::read_uid(body.as_bytes()).map_err(|error| failed(error.to_string()))
-}
-
-fn path_of(resource: Resource) -> &'static str {
-    match resource {
-        Resource::Pods => "/api/v1/pods",
-        Resource::Nodes => "/api/v1/nodes",
-        Resource::Registrations => "/apis/etcd-registrar.io/v1alpha1/serviceregistrations",
-    }
 }

@@ -11,7 +11,7 @@
 //! | `session` | the state of one list+watch; pure |
 //! | `watch` | carries bytes between a session and the API server |
 //! | `merge` | the watches of several namespaces --> one; pure but for its channels |
-//! | `lists` | lists that are taken once, for commands |
+//! | `lists` | requests that are made once: lists, for commands, and what the probe asks |
 //! | `probe` | asks the API server when all else is quiet; whose cluster it is |
 //! | `status` | writes statuses by server-side apply |
 //! | `events` | writes Kubernetes Events |

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::engine::io::{Input, KubeInput};
 
 use super::client::KubeClient;
+use super::lists::{Failure, get};
 use super::session::backoff;
-use super::{Heard, LogLimit, code, explain, wire};
+use super::{Heard, LogLimit, wire};
 
 /// A third of the 15 s after which a replica is no longer live: two answers may be lost.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -49,7 +50,7 @@ pub async fn run(
         let due = asked.is_none_or(|asked| asked.elapsed() >= UID_PERIOD);
         let silence = heard.silence();
         let told = if due || silence >= PERIOD {
-            let answer = ask(&client, &namespace).await;
+            let answer = uid(&client, &namespace, TIMEOUT).await;
             if answer.is_ok() {
                 heard.now();
                 asked = Some(Instant::now());
@@ -81,34 +82,21 @@ pub async fn run(
     }
 }
 
-/// Why the UID is not known.
-#[derive(Debug)]
-struct Failure {
-    code: Option<u16>,
-    message: String,
-}
-
-async fn ask(client: &KubeClient, namespace: &str) -> Result<String, Failure> {
+/// The UID of a namespace.
+///
+/// # Errors
+///
+/// What the API server or the connection said, for a person; `patience` is how long it may take.
+pub async fn uid(
+    client: &KubeClient,
+    namespace: &str,
+    patience: Duration,
+) -> Result<String, Failure> {
+    let body = get(client, &format!("/api/v1/namespaces/{namespace}"), patience).await?;
     let failure = |message: String| Failure {
         code: None,
         message,
     };
-    let request = http::Request::get(format!("/api/v1/namespaces/{namespace}"))
-        .body(Vec::new())
-        .map_err(|error| failure(error.to_string()))?;
-    let body = timeout(TIMEOUT, client.current().request_text(request))
-        .await
-        .map_err(|_| {
-            let seconds = TIMEOUT.as_secs();
-            failure(format!("{}: no answer within {seconds} s", client.server()))
-        })?
-        .map_err(|error| Failure {
-            code: code(&error),
-            message: match error {
-                kube::Error::Api(_) => explain(&error),
-                _ => format!("{}: {}", client.server(), explain(&error)),
-            },
-        })?;
     match wire::read_uid(body.as_bytes()) {
         Ok(uid) if !uid.is_empty() => Ok(uid),
         Ok(_) => Err(failure(format!("the namespace {namespace} has no UID"))),

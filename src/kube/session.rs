@@ -75,6 +75,20 @@ enum Phase {
     Check,
 }
 
+/// Where the API server has the objects of a resource, of one namespace or of all.
+#[must_use]
+pub fn list_path(resource: Resource, namespace: Option<&str>) -> String {
+    let (group, plural) = match resource {
+        Resource::Pods => ("/api/v1", "pods"),
+        Resource::Nodes => ("/api/v1", "nodes"),
+        Resource::Registrations => ("/apis/etcd-registrar.io/v1alpha1", "serviceregistrations"),
+    };
+    match namespace {
+        None => format!("{group}/{plural}"),
+        Some(namespace) => format!("{group}/namespaces/{namespace}/{plural}"),
+    }
+}
+
 /// One list+watch.
 #[derive(Clone, Debug)]
 pub struct Session {
@@ -134,15 +148,7 @@ impl Session {
     /// Where the API server has it: the path of the list.
     #[must_use]
     pub fn path(&self) -> String {
-        let (group, plural) = match self.resource {
-            Resource::Pods => ("/api/v1", "pods"),
-            Resource::Nodes => ("/api/v1", "nodes"),
-            Resource::Registrations => ("/apis/etcd-registrar.io/v1alpha1", "serviceregistrations"),
-        };
-        match &self.namespace {
-            None => format!("{group}/{plural}"),
-            Some(namespace) => format!("{group}/namespaces/{namespace}/{plural}"),
-        }
+        list_path(self.resource, self.namespace.as_deref())
     }
 
     /// How many failures in a row the next request has to wait for, see [`backoff`]; 0: none. A

@@ -241,6 +241,12 @@ impl Instance {
                 sky_dns::check("local", namespace, service, cluster, ports)
                     .map_err(InstanceError::NoRecord)?;
             }
+            format if format.is_aggregate() => {
+                no_record(
+                    "a record of Apisix stands for all endpoints, and processes that know nothing of each other can't share it"
+                        .to_owned(),
+                )?;
+            }
             Format::Template(None) => {
                 no_record("the format Template needs its templates".to_owned())?;
             }
@@ -492,6 +498,7 @@ mod tests {
         assert!(matches!(twice, InstanceError::Twice(_)));
         for (format, prefix) in [
             ("Template", "web/"),
+            ("Apisix", "/apisix/upstreams/"),
             ("Kratos", "/microservices/"),
             ("SkyDns", "/skydns/local/"),
         ] {

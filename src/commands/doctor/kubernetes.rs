@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use super::{DoctorArgs, Findings, numbers};
 use crate::api::ServiceRegistration;
 use crate::kube::client::KubeClient;
-use crate::kube::lists::{cluster_uid, get};
+use crate::kube::lists::get;
+use crate::kube::probe;
 use crate::kube::{GROUP, PLURAL, VERSION, explain};
 
 /// The ClusterRole of the operator.
@@ -59,14 +60,17 @@ pub(super) async fn look(args: &DoctorArgs, findings: &mut Findings) -> Option<S
     }
     definition(&client, args.timeout, findings).await;
     permissions(&client, args.timeout, findings).await;
-    match cluster_uid(&client, args.timeout).await {
+    match probe::uid(&client, probe::EVERYWHERE, args.timeout).await {
         Ok(uid) => {
             findings.ok(format!("the UID of this cluster is {uid}"));
             Some(uid)
         }
         Err(why) => {
             findings.error(
-                why,
+                format!(
+                    "can't read the UID of the namespace kube-system: {}",
+                    why.message
+                ),
                 "grant the verb get on this namespace: kubectl apply -k deploy/",
             );
             None
