@@ -80,18 +80,26 @@ impl Running {
 
     /// The next line that holds this.
     pub(crate) fn says(&self, part: &str) -> String {
+        self.says_all(&[part]).remove(0)
+    }
+
+    /// The next lines that hold these, in whichever order they come: a command and its process write at the same time.
+    pub(crate) fn says_all(&self, parts: &[&str]) -> Vec<String> {
         let until = Instant::now() + SOON;
-        let mut before = Vec::new();
-        loop {
-            match self
-                .lines
-                .recv_timeout(until.saturating_duration_since(Instant::now()))
-            {
-                Ok(line) if line.contains(part) => return line,
-                Ok(line) => before.push(line),
-                Err(_) => panic!("waited for {part:?}: {before:#?}"),
+        let mut found: Vec<Option<String>> = vec![None; parts.len()];
+        let mut others = Vec::new();
+        while found.iter().any(Option::is_none) {
+            let patience = until.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(patience) else {
+                panic!("waited for {parts:?}: {others:#?}");
+            };
+            let mut places = found.iter_mut().zip(parts);
+            match places.find(|(place, part)| place.is_none() && line.contains(**part)) {
+                Some((place, _)) => *place = Some(line),
+                None => others.push(line),
             }
         }
+        found.into_iter().flatten().collect()
     }
 
     pub(crate) fn signal(&self, name: &str) {

@@ -231,9 +231,9 @@ fn a_spec_that_is_refused_later_or_cannot_be_read_keeps_its_records() {
 
     // Written by a newer version.
     let any_spec = AnySpec::new(&stage);
-    stage.change("newer", &json!({"format": {"type": "Apisix"}}));
+    stage.change("newer", &json!({"format": {"type": "Consul"}}));
     let said = stage.wait_condition("newer", "Accepted", "False", "Unreadable");
-    assert!(said.contains("Apisix") && said.contains("Json"), "{said}");
+    assert!(said.contains("Consul") && said.contains("Json"), "{said}");
 
     // Nor does a restart change anything, with only the records left to know them by.
     operator.kill().unwrap();

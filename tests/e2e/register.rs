@@ -133,8 +133,7 @@ fn a_process_is_registered_while_its_check_passes_and_is_asked_to_end_after_it_w
             .args([&flag, "--check=tcp", "--", "sh", "-c", &process(&etcd)])
             .env("SEEN", &seen);
         let running = Running::start(command);
-        running.says("started");
-        running.says("the check fails");
+        running.says_all(&["started", "the check fails"]);
         assert!(registry.get(&key(address)).is_none());
         for _ in 0..=number {
             let server = Server::start(address, 200);
