@@ -585,7 +585,12 @@ fn awaits_successor(
                     claim.registration == id
                         && claim.pod == Some(pod)
                         && index.record(claim, new, "").is_some_and(|wanted| {
-                            wanted.targets.iter().any(|target| target.socket() == socket)
+                            let mut targets = wanted.targets.iter();
+                            targets.any(|target| target.socket() == socket)
+                                // Two that move at once, each in the other's way, would wait for ever.
+                                && wanted.targets.iter().all(|target| {
+                                    address_is_free(index, mirror, new, pod, target)
+                                })
                         })
                 })
         })
