@@ -587,13 +587,32 @@ fn awaits_successor(
                         && index.record(claim, new, "").is_some_and(|wanted| {
                             let mut targets = wanted.targets.iter();
                             targets.any(|target| target.socket() == socket)
-                                // Two that move at once, each in the other's way, would wait for ever.
-                                && wanted.targets.iter().all(|target| {
-                                    address_is_free(index, mirror, new, pod, target)
+                                && !wanted.targets.iter().any(|target| {
+                                    another_moves(index, mirror, pod, target)
                                 })
                         })
                 })
         })
+}
+
+/// Whether a record that another pod is about to leave has the address, of another protocol: two that move at once, each in
+/// the way of the other's new record, would wait for ever.
+fn another_moves(index: &Index, mirror: &Mirror, pod: PodId, target: &Target) -> bool {
+    mirror.keys_at(&target.socket()).iter().any(|other| {
+        let moving = || {
+            let record = mirror.get(other).filter(|record| record.ours)?;
+            let holder = pod_of(index, mirror, other, record)?;
+            let owns = Protocol::ALL.iter().any(|protocol| {
+                let same = Target {
+                    protocol: *protocol,
+                    ..*target
+                };
+                index.owner(&same) == Some(holder)
+            });
+            Some(holder != pod && owns && index.winner(other).is_none())
+        };
+        moving().unwrap_or(false)
+    })
 }
 
 /// Whether the pod that a record stands for is gone for good, or is not ready where it has to be.
