@@ -310,6 +310,32 @@ pub enum OutputFormat {
     Csv,
 }
 
+/// Which records are meant.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// The format of the records, as in `format.type` of a registration.
+    #[arg(
+        long,
+        env = "ETCD_REGISTRAR_FORMAT",
+        default_value = "Json",
+        value_parser = format,
+        value_name = "FORMAT"
+    )]
+    pub format: Format,
+    /// The prefix of the registrations [default: that of the format].
+    #[arg(long, env = "ETCD_REGISTRAR_PREFIX", value_name = "PREFIX")]
+    pub prefix: Option<String>,
+}
+
+impl RecordArgs {
+    /// The prefix that is given, or that of the format.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        let given = self.prefix.as_deref();
+        given.unwrap_or_else(|| self.format.default_prefix())
+    }
+}
+
 /// `etcd-registrar discover`.
 #[derive(Debug, Args)]
 pub struct DiscoverArgs {
@@ -352,18 +378,9 @@ pub struct DiscoverArgs {
         value_name = "NAME=VALUE,..."
     )]
     pub metadata: Vec<(String, String)>,
-    /// The format of the records, as in `format.type` of a registration.
-    #[arg(
-        long,
-        env = "ETCD_REGISTRAR_FORMAT",
-        default_value = "Json",
-        value_parser = format,
-        value_name = "FORMAT"
-    )]
-    pub format: Format,
-    /// The prefix of the registrations [default: that of the format].
-    #[arg(long, env = "ETCD_REGISTRAR_PREFIX", value_name = "PREFIX")]
-    pub prefix: Option<String>,
+    /// Which records are meant.
+    #[command(flatten)]
+    pub records: RecordArgs,
     /// Go on and print what changes.
     #[arg(short, long, env = "ETCD_REGISTRAR_WATCH")]
     pub watch: bool,
@@ -391,7 +408,7 @@ pub struct DiscoverArgs {
 }
 
 /// The format of that name, in any case.
-pub(crate) fn format(text: &str) -> Result<Format, String> {
+fn format(text: &str) -> Result<Format, String> {
     const NAMES: [&str; 11] = [
         "Json", "Plain", "Grpc", "Kitex", "Hertz", "Kratos", "SkyDns", "GoMicro", "Traefik",
         "Apisix", "Template",

@@ -53,11 +53,8 @@ pub async fn run(args: &DiscoverArgs) -> Result<ExitCode, String> {
 }
 
 fn source(args: &DiscoverArgs) -> Result<Source, String> {
-    let format = args.format.clone();
-    let prefix = args
-        .prefix
-        .as_deref()
-        .unwrap_or_else(|| format.default_prefix());
+    let format = args.records.format.clone();
+    let prefix = args.records.prefix();
     let made = match (&args.service, &args.namespace) {
         (Some(service), namespace) => {
             let namespace = namespace.as_deref().unwrap_or("default");
@@ -107,7 +104,7 @@ fn nothing(list: &Service, args: &DiscoverArgs) -> String {
         number => format!("; records that can't be read in this format: {number}"),
     };
     let hint = match (&args.service, &args.namespace) {
-        (Some(_), None) if args.prefix.is_none() => " (another namespace? give -n)",
+        (Some(_), None) if args.records.prefix.is_none() => " (another namespace? give -n)",
         _ => "",
     };
     format!(

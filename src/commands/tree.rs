@@ -13,9 +13,8 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
 use super::{connect, counted, print, printable};
-use crate::cli::{EtcdArgs, NONE, duration, format};
+use crate::cli::{EtcdArgs, NONE, RecordArgs, duration};
 use crate::discovery::Source;
-use crate::format::Format;
 use crate::model::etcd::{LeaseId, Range};
 use crate::registry::ask::{Remaining, remaining};
 use crate::registry::mirror::read;
@@ -63,18 +62,9 @@ pub struct TreeArgs {
         value_name = "DEPTH"
     )]
     pub depth: Depth,
-    /// The format of the records, as in `format.type` of a registration.
-    #[arg(
-        long,
-        env = "ETCD_REGISTRAR_FORMAT",
-        default_value = "Json",
-        value_parser = format,
-        value_name = "FORMAT"
-    )]
-    pub format: Format,
-    /// The prefix of the registrations [default: that of the format].
-    #[arg(long, env = "ETCD_REGISTRAR_PREFIX", value_name = "PREFIX")]
-    pub prefix: Option<String>,
+    /// Which records are meant.
+    #[command(flatten)]
+    pub records: RecordArgs,
     /// What is printed.
     #[arg(
         short,
@@ -156,15 +146,12 @@ struct Lease {
 ///
 /// Flags that can't work, and an etcd that does not answer in time, or refuses.
 pub async fn run(args: &TreeArgs) -> Result<ExitCode, String> {
-    let prefix = args
-        .prefix
-        .as_deref()
-        .unwrap_or_else(|| args.format.default_prefix());
+    let prefix = args.records.prefix();
     let source = match (&args.namespace, &args.service) {
         (Some(namespace), Some(service)) => {
-            Source::service_in(args.format.clone(), prefix, namespace, service)
+            Source::service_in(args.records.format.clone(), prefix, namespace, service)
         }
-        _ => Source::prefix(args.format.clone(), prefix),
+        _ => Source::prefix(args.records.format.clone(), prefix),
     };
     let below = source
         .map_err(|error| error.to_string())?
@@ -192,9 +179,9 @@ pub async fn run(args: &TreeArgs) -> Result<ExitCode, String> {
     let mut unreadable = Vec::new();
     for kv in records {
         let key = String::from_utf8_lossy(&kv.key).into_owned();
-        let Ok(all) = args.format.read_all(prefix, &kv.key, &kv.value) else {
+        let Ok(all) = args.records.format.read_all(prefix, &kv.key, &kv.value) else {
             // What only belongs to a record that tells the address is no fault.
-            if args.format.lead_of(&kv.key).is_none() {
+            if args.records.format.lead_of(&kv.key).is_none() {
                 unreadable.push(key);
             }
             continue;
@@ -236,7 +223,7 @@ pub async fn run(args: &TreeArgs) -> Result<ExitCode, String> {
     }
     let tree = Tree {
         prefix: prefix.to_owned(),
-        format: args.format.name(),
+        format: args.records.format.name(),
         revision,
         namespaces: grown(found),
         unreadable,

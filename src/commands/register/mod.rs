@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::cli::{EtcdArgs, cluster_name, duration, entry, format};
+use crate::cli::{EtcdArgs, RecordArgs, cluster_name, duration, entry};
 use crate::format::Format;
 use crate::format::template::{self, Template};
 use crate::registration::{Instance, Registrar, Registration, State};
@@ -99,18 +99,9 @@ pub struct RegisterArgs {
         value_name = "NAME=VALUE,..."
     )]
     pub metadata: Vec<(String, String)>,
-    /// The format of the record, as in `format.type` of a registration.
-    #[arg(
-        long,
-        env = "ETCD_REGISTRAR_FORMAT",
-        default_value = "Json",
-        value_parser = format,
-        value_name = "FORMAT"
-    )]
-    pub format: Format,
-    /// The prefix [default: that of the format].
-    #[arg(long, env = "ETCD_REGISTRAR_PREFIX", value_name = "PREFIX")]
-    pub prefix: Option<String>,
+    /// How the record is written.
+    #[command(flatten)]
+    pub records: RecordArgs,
     /// The template of the key, for --format Template, for example 'web/{{ addr }}'.
     #[arg(long, env = "ETCD_REGISTRAR_TEMPLATE_KEY", value_name = "TEMPLATE")]
     pub template_key: Option<String>,
@@ -182,7 +173,7 @@ pub struct RegisterArgs {
 impl RegisterArgs {
     fn instance(&self, check: Option<&Check>) -> Result<Instance, String> {
         let said = |error: crate::registration::InstanceError| error.to_string();
-        let format = match (&self.format, &self.template_key) {
+        let format = match (&self.records.format, &self.template_key) {
             (Format::Template(_), None) => {
                 return Err("--format Template needs --template-key".to_owned());
             }
@@ -200,8 +191,7 @@ impl RegisterArgs {
             (_, Some(_)) => return Err("--template-key is for --format Template".to_owned()),
             (format, None) => format.clone(),
         };
-        let default = format.default_prefix();
-        let prefix = self.prefix.as_deref().unwrap_or(default);
+        let prefix = self.records.prefix();
         let mut made = Instance::new(&self.cluster, &self.namespace, &self.service, self.address)
             .and_then(|made| made.format(format, prefix))
             .and_then(|made| made.port_name(&self.port_name))
