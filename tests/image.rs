@@ -23,7 +23,7 @@ const ARCHITECTURES: [(&str, u8, &str); 2] = [("amd64", 62, ""), ("arm64", 183, 
 fn binary(architecture: &str) -> PathBuf {
     Path::new(FOLDER)
         .join(architecture)
-        .join("root/etcd-registrar")
+        .join("files/etcd-registrar")
 }
 
 fn archive(architecture: &str) -> PathBuf {
@@ -101,7 +101,7 @@ fn the_image_is_small_static_and_nobody_s() {
 
         let components = Path::new(FOLDER)
             .join(architecture)
-            .join("root/etcd-registrar.cdx.json");
+            .join("files/etcd-registrar.cdx.json");
         let components: Value =
             serde_json::from_slice(&std::fs::read(components).unwrap()).unwrap();
         assert_eq!(components["bomFormat"], "CycloneDX");

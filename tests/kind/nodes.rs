@@ -168,6 +168,7 @@ pub(crate) fn etcd_member_stopped(world: &World) {
     let from = settle(world);
     let member = crate::world::members()[0];
     run("docker", &["stop", "--time", "2", member]);
+    // A lease that nobody keeps alive any more would have ended by then, and its end been seen.
     sleep(Duration::from_secs(TTL + 5));
     assert_silent(world, from, "a member of etcd is stopped");
     world.kubectl("east", &["scale", "deploy/web", "-n", SHOP, "--replicas=5"]);
@@ -213,6 +214,7 @@ pub(crate) fn network_cut(world: &World) {
     cut("-I");
     sleep(Duration::from_secs(TTL / 3));
     cut("-D");
+    // What was not kept alive in time would end by then.
     sleep(Duration::from_secs(TTL));
     assert_silent(world, from, "the network was cut for a third of the TTL");
     cut("-I");
