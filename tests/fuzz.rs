@@ -23,7 +23,9 @@ use etcd_registrar::engine::{Engine, Settings};
 use etcd_registrar::format::Format;
 use etcd_registrar::kube::wire::{Item, Line, read_line, read_list_version, read_page, read_uid};
 use etcd_registrar::mirror::leases::SlotName;
-use etcd_registrar::model::etcd::{Answer, Compare, Event, Key, KeyValue, Op, Range, Request, Txn};
+use etcd_registrar::model::etcd::{
+    Answer, Compare, Event, Key, KeyValue, News, Op, Range, Request, Txn,
+};
 use etcd_registrar::model::names;
 use etcd_registrar::model::selector::Selector;
 use proptest::prelude::*;
@@ -646,7 +648,9 @@ impl World {
                 self.ranges = ranges;
             }
             Effect::Reread(range) => self.snapshot(&range),
-            Effect::AskProgress => self.inputs.push_back(Input::Progress(self.revision)),
+            Effect::AskProgress => self
+                .inputs
+                .push_back(Input::Etcd(News::Progress(self.revision))),
             Effect::Relist(resource, number) => self.list(resource, number),
             Effect::Done | Effect::Fatal(_) => self.over = true,
             Effect::PatchStatus { status, .. } => {
@@ -670,11 +674,11 @@ impl World {
 
     fn snapshot(&mut self, range: &Range) {
         let found = self.store.values().filter(|kv| range.contains(&kv.key));
-        self.inputs.push_back(Input::Snapshot {
+        self.inputs.push_back(Input::Etcd(News::Snapshot {
             range: range.clone(),
             revision: self.revision,
             records: found.cloned().collect(),
-        });
+        }));
     }
 
     fn set(&mut self, key: &Key, value: Option<(Box<[u8]>, i64)>) {
@@ -703,11 +707,11 @@ impl World {
             }
         };
         for range in self.ranges.iter().filter(|range| range.contains(key)) {
-            self.inputs.push_back(Input::Events {
+            self.inputs.push_back(Input::Etcd(News::Events {
                 range: range.clone(),
                 revision: self.revision,
                 events: vec![event.clone()],
-            });
+            }));
         }
     }
 

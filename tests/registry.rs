@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, CompactionOptions, ConnectOptions, Permission, PermissionType};
 use etcd_registrar::engine::io::Input;
 use etcd_registrar::model::etcd::{
-    Answer, Compare, Event, Failure, FailureKind, KeyValue, Op, Range, Refusal, Request, Txn,
+    Answer, Compare, Event, Failure, FailureKind, KeyValue, News, Op, Range, Refusal, Request, Txn,
 };
 use etcd_registrar::registry::connection::{ConnectError, Connection, Settings, State};
 use etcd_registrar::registry::keeper::{self, Names};
@@ -94,7 +94,7 @@ fn text(kv: &KeyValue) -> String {
 /// The keys and values of the snapshot that comes next.
 async fn snapshot(inputs: &mut mpsc::Receiver<Input>) -> Vec<String> {
     match news(inputs).await {
-        Input::Snapshot { records, .. } => records.iter().map(text).collect(),
+        Input::Etcd(News::Snapshot { records, .. }) => records.iter().map(text).collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -103,7 +103,7 @@ async fn snapshot(inputs: &mut mpsc::Receiver<Input>) -> Vec<String> {
 async fn news(inputs: &mut mpsc::Receiver<Input>) -> Input {
     loop {
         match next(inputs).await {
-            Input::Progress(_) => {}
+            Input::Etcd(News::Progress(_)) => {}
             other => return other,
         }
     }
@@ -318,11 +318,11 @@ async fn snapshot_watch_and_progress() {
     };
     let (commands, mut inputs) = mirror_of(&etcd, pace).await;
     commands.send(follow(&["/a/"])).await.unwrap();
-    let Input::Snapshot {
+    let Input::Etcd(News::Snapshot {
         range,
         revision,
         records,
-    } = next(&mut inputs).await
+    }) = next(&mut inputs).await
     else {
         panic!("a snapshot comes first");
     };
@@ -338,7 +338,10 @@ async fn snapshot_watch_and_progress() {
 
     // On a quiet etcd, at the snapshot's own revision.
     commands.send(mirror::Command::AskProgress).await.unwrap();
-    assert_eq!(next(&mut inputs).await, Input::Progress(revision));
+    assert_eq!(
+        next(&mut inputs).await,
+        Input::Etcd(News::Progress(revision))
+    );
 
     // A second range does not disturb the first; all events come before the progress.
     commands.send(follow(&["/a/", "/b/"])).await.unwrap();
@@ -356,16 +359,18 @@ async fn snapshot_watch_and_progress() {
     timeout(SOON, async {
         loop {
             match next(&mut inputs).await {
-                Input::Events {
+                Input::Etcd(News::Events {
                     range, events: new, ..
-                } if range == prefix("/a/") => events.extend(new),
-                Input::Events { events: new, .. } => seen_b += new.len(),
-                Input::Snapshot { range, records, .. } => {
+                }) if range == prefix("/a/") => events.extend(new),
+                Input::Etcd(News::Events { events: new, .. }) => seen_b += new.len(),
+                Input::Etcd(News::Snapshot { range, records, .. }) => {
                     assert_eq!(range, prefix("/b/"));
                     seen_b += records.len();
                 }
-                Input::Progress(revision) if revision >= last => return,
-                Input::Progress(_) => commands.send(mirror::Command::AskProgress).await.unwrap(),
+                Input::Etcd(News::Progress(revision)) if revision >= last => return,
+                Input::Etcd(News::Progress(_)) => {
+                    commands.send(mirror::Command::AskProgress).await.unwrap()
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -381,7 +386,7 @@ async fn snapshot_watch_and_progress() {
     // The safety net names exactly what is there.
     let mut audited = Vec::new();
     while audited.len() < 2 {
-        if let Input::KeysSeen { range, keys, .. } = news(&mut inputs).await {
+        if let Input::Etcd(News::KeysSeen { range, keys, .. }) = news(&mut inputs).await {
             assert!(keys.iter().all(|(key, _)| range.contains(key)));
             audited.push((range, keys.len()));
         }
@@ -404,7 +409,7 @@ async fn many_ranges_over_one_stream() {
     let (mut snapshots, mut records_seen) = (0, 0);
     while snapshots < ranges.len() {
         match next(&mut inputs).await {
-            Input::Snapshot { records, .. } => {
+            Input::Etcd(News::Snapshot { records, .. }) => {
                 snapshots += 1;
                 records_seen += records.len();
             }
@@ -415,7 +420,7 @@ async fn many_ranges_over_one_stream() {
     client.put("/s/0999/x", "v", None).await.unwrap();
     assert!(matches!(
         news(&mut inputs).await,
-        Input::Events { range, .. } if range == ranges[999]
+        Input::Etcd(News::Events { range, .. }) if range == ranges[999]
     ));
 }
 
@@ -426,17 +431,26 @@ async fn a_restarted_etcd_is_read_anew() {
     client.put("/a/1", "v", None).await.unwrap();
     let (commands, mut inputs) = mirror_of(&etcd, Pace::default()).await;
     commands.send(follow(&["/a/"])).await.unwrap();
-    assert!(matches!(next(&mut inputs).await, Input::Snapshot { .. }));
+    assert!(matches!(
+        next(&mut inputs).await,
+        Input::Etcd(News::Snapshot { .. })
+    ));
     etcd.does(testbed::Etcd::kill).await;
-    assert!(matches!(news(&mut inputs).await, Input::WatchBroken(_)));
+    assert!(matches!(
+        news(&mut inputs).await,
+        Input::Etcd(News::Broken(_))
+    ));
     etcd.does(testbed::Etcd::start).await;
-    let Input::Snapshot { records, .. } = news(&mut inputs).await else {
+    let Input::Etcd(News::Snapshot { records, .. }) = news(&mut inputs).await else {
         panic!("a snapshot follows");
     };
     assert_eq!(records.len(), 1);
     // And it is watched.
     client.put("/a/2", "v", None).await.unwrap();
-    assert!(matches!(news(&mut inputs).await, Input::Events { .. }));
+    assert!(matches!(
+        news(&mut inputs).await,
+        Input::Etcd(News::Events { .. })
+    ));
 }
 
 #[tokio::test]
@@ -446,16 +460,25 @@ async fn a_frozen_etcd_is_noticed_and_read_anew() {
     client.put("/a/1", "v", None).await.unwrap();
     let (commands, mut inputs) = mirror_of(&etcd, Pace::default()).await;
     commands.send(follow(&["/a/"])).await.unwrap();
-    assert!(matches!(next(&mut inputs).await, Input::Snapshot { .. }));
+    assert!(matches!(
+        next(&mut inputs).await,
+        Input::Etcd(News::Snapshot { .. })
+    ));
     etcd.does(testbed::Etcd::freeze).await;
     let since = Instant::now();
-    assert!(matches!(news(&mut inputs).await, Input::WatchBroken(_)));
+    assert!(matches!(
+        news(&mut inputs).await,
+        Input::Etcd(News::Broken(_))
+    ));
     assert!(since.elapsed() < NOTICED, "{:?}", since.elapsed());
     etcd.does(testbed::Etcd::thaw).await;
     // Nothing is taken from before: it is read anew, and watched again.
     assert_eq!(snapshot(&mut inputs).await, ["/a/1=v"]);
     client.put("/a/2", "v", None).await.unwrap();
-    assert!(matches!(news(&mut inputs).await, Input::Events { .. }));
+    assert!(matches!(
+        news(&mut inputs).await,
+        Input::Etcd(News::Events { .. })
+    ));
 }
 
 #[tokio::test]
@@ -478,7 +501,10 @@ async fn a_compacted_etcd_is_read_and_watched() {
     commands.send(follow(&["/a/"])).await.unwrap();
     assert_eq!(snapshot(&mut inputs).await, ["/a/1=4"]);
     etcd.does(testbed::Etcd::kill).await;
-    assert!(matches!(news(&mut inputs).await, Input::WatchBroken(_)));
+    assert!(matches!(
+        news(&mut inputs).await,
+        Input::Etcd(News::Broken(_))
+    ));
     etcd.does(testbed::Etcd::start).await;
     let put = client.put("/a/3", "new", None).await.unwrap();
     let gone = client.delete("/a/1", None).await.unwrap();
@@ -488,9 +514,9 @@ async fn a_compacted_etcd_is_read_and_watched() {
     let mut last = 0;
     while last < gone.header().unwrap().revision() && seen != ["/a/3=new"] {
         match news(&mut inputs).await {
-            Input::Events {
+            Input::Etcd(News::Events {
                 events, revision, ..
-            } => {
+            }) => {
                 last = revision;
                 for event in events {
                     match event {
@@ -635,11 +661,11 @@ async fn users_and_passwords() {
     let (mut snapshot, mut refused) = (false, false);
     while !(snapshot && refused) {
         match news(&mut inputs).await {
-            Input::Snapshot { range, .. } => {
+            Input::Etcd(News::Snapshot { range, .. }) => {
                 assert_eq!(range, prefix("/a/"));
                 snapshot = true;
             }
-            Input::RangeRefused(range, failure) => {
+            Input::Etcd(News::Refused(range, failure)) => {
                 assert_eq!(range, prefix("/f/"));
                 assert_eq!(failure.kind, FailureKind::Refused(Refusal::Permission));
                 refused = true;
@@ -649,7 +675,10 @@ async fn users_and_passwords() {
     }
     // The refused range holds nothing up, and is followed once that is allowed.
     commands.send(mirror::Command::AskProgress).await.unwrap();
-    assert!(matches!(next(&mut inputs).await, Input::Progress(_)));
+    assert!(matches!(
+        next(&mut inputs).await,
+        Input::Etcd(News::Progress(_))
+    ));
     root.role_grant_permission(
         testbed::USER,
         Permission::new(PermissionType::Read, "/f/").with_prefix(),
@@ -658,7 +687,7 @@ async fn users_and_passwords() {
     .unwrap();
     assert!(matches!(
         news(&mut inputs).await,
-        Input::Snapshot { range, .. } if range == prefix("/f/")
+        Input::Etcd(News::Snapshot { range, .. }) if range == prefix("/f/")
     ));
 }
 
@@ -990,8 +1019,8 @@ impl AtWork {
     async fn mirror_recovers(&mut self) {
         loop {
             match news(&mut self.mirrored).await {
-                Input::WatchBroken(_) => {}
-                Input::Snapshot { records, .. } => {
+                Input::Etcd(News::Broken(_)) => {}
+                Input::Etcd(News::Snapshot { records, .. }) => {
                     assert_eq!(records.iter().map(text).collect::<Vec<_>>(), ["/a/1=v"]);
                     return;
                 }

@@ -1,9 +1,7 @@
 //! The inputs and effects of the engine: all that passes between it and the tasks around it.
 
 use crate::api::{ServiceRegistrationSpec, ServiceRegistrationStatus};
-use crate::model::etcd::{
-    Answer, Event, Failure, Key, KeyValue, LeaseId, News, Range, Request, Revision,
-};
+use crate::model::etcd::{Answer, Failure, LeaseId, News, Range, Request};
 use crate::model::pod::{Node, Pod};
 
 /// A point in time.
@@ -124,39 +122,8 @@ pub enum Input {
     Policy(Box<crate::accept::policy::Policy>),
     /// The answer to [`Effect::Ask`] of that number.
     Answer(u64, Result<Answer, Failure>),
-    /// [`News::Snapshot`].
-    Snapshot {
-        /// The range.
-        range: Range,
-        /// The revision of the snapshot.
-        revision: Revision,
-        /// All keys of the range.
-        records: Vec<KeyValue>,
-    },
-    /// [`News::Events`].
-    Events {
-        /// The range whose watch delivered them.
-        range: Range,
-        /// The revision of the last event; all of the range up to it were handed on.
-        revision: Revision,
-        /// The events.
-        events: Vec<Event>,
-    },
-    /// [`News::Progress`].
-    Progress(Revision),
-    /// [`News::KeysSeen`]; what does not agree is mended by [`Effect::Reread`].
-    KeysSeen {
-        /// The range.
-        range: Range,
-        /// The revision of the read.
-        revision: Revision,
-        /// Its keys with their mod revisions.
-        keys: Vec<(Key, Revision)>,
-    },
-    /// [`News::Refused`].
-    RangeRefused(Range, Failure),
-    /// [`News::Broken`].
-    WatchBroken(String),
+    /// From following etcd; after [`News::KeysSeen`] what does not agree is mended by [`Effect::Reread`].
+    Etcd(News),
     /// A lease that was to be kept alive is gone (TTL 0).
     LeaseLost(LeaseId),
     /// SIGTERM: hand over.
@@ -167,38 +134,7 @@ pub enum Input {
 
 impl From<News> for Input {
     fn from(news: News) -> Self {
-        match news {
-            News::Snapshot {
-                range,
-                revision,
-                records,
-            } => Self::Snapshot {
-                range,
-                revision,
-                records,
-            },
-            News::Events {
-                range,
-                revision,
-                events,
-            } => Self::Events {
-                range,
-                revision,
-                events,
-            },
-            News::Progress(revision) => Self::Progress(revision),
-            News::KeysSeen {
-                range,
-                revision,
-                keys,
-            } => Self::KeysSeen {
-                range,
-                revision,
-                keys,
-            },
-            News::Refused(range, failure) => Self::RangeRefused(range, failure),
-            News::Broken(why) => Self::WatchBroken(why),
-        }
+        Self::Etcd(news)
     }
 }
 
@@ -220,7 +156,7 @@ pub enum Effect {
     Follow(Vec<Range>),
     /// Take a new snapshot of a range that is followed.
     Reread(Range),
-    /// Ask the watches how far they are; [`Input::Progress`] follows.
+    /// Ask the watches how far they are; [`News::Progress`] follows.
     AskProgress,
     /// Keep this lease (TTL in seconds) alive, beside those that the keeper finds itself.
     Keep(LeaseId, i64),

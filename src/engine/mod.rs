@@ -32,7 +32,9 @@ use crate::index::registrations::RegistrationId;
 use crate::index::{Index, Touched};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Mirror};
-use crate::model::etcd::{Answer, Failure, FailureKind, Key, LeaseId, Range, Request, Revision};
+use crate::model::etcd::{
+    Answer, Failure, FailureKind, Key, LeaseId, News, Range, Request, Revision,
+};
 use crate::model::maps::{HashMap, HashSet};
 use crate::model::pod::{Node, Pod};
 use crate::plan::ranges::ranges;
@@ -312,11 +314,11 @@ impl Engine {
                 self.look_at_held();
             }
             Input::Answer(number, answer) => self.answered(number, answer),
-            Input::Snapshot {
+            Input::Etcd(News::Snapshot {
                 range,
                 revision,
                 records,
-            } => {
+            }) => {
                 self.heard_etcd();
                 self.range_problems.remove(&range);
                 let mut changed = Vec::new();
@@ -327,26 +329,26 @@ impl Engine {
                 self.look_at_scope(&range);
                 self.look_at_pending(&range);
             }
-            Input::Events {
+            Input::Etcd(News::Events {
                 range,
                 revision,
                 events,
-            } => {
+            }) => {
                 self.heard_etcd();
                 let mut changed = Vec::new();
                 self.mirror.events(&range, revision, events, &mut changed);
                 self.mirror_changed(changed);
             }
-            Input::KeysSeen {
+            Input::Etcd(News::KeysSeen {
                 range,
                 revision,
                 keys,
-            } => self.compare_keys(&range, revision, &keys),
-            Input::Progress(revision) => {
+            }) => self.compare_keys(&range, revision, &keys),
+            Input::Etcd(News::Progress(revision)) => {
                 self.heard_etcd();
                 self.mirror.progress(revision);
             }
-            Input::RangeRefused(range, failure) => {
+            Input::Etcd(News::Refused(range, failure)) => {
                 if range.contains(&self.keys.leader) {
                     // No condition tells of it: without these keys nobody leads.
                     self.log(tracing::Level::ERROR, self.own_keys_refused(&failure));
@@ -354,7 +356,7 @@ impl Engine {
                 self.range_problems.insert(range, failure);
                 self.all_reports_due();
             }
-            Input::WatchBroken(why) => {
+            Input::Etcd(News::Broken(why)) => {
                 self.watch_broken();
                 self.etcd_problem = Some(why);
             }

@@ -24,7 +24,7 @@ use super::failure::{is_denied, late};
 use super::mirror::{self, Pace};
 use super::schedule::{Class, SHORTEST_TTL, Schedule, Told};
 use crate::engine::io::Input;
-use crate::model::etcd::{Event, Key, KeyValue, LeaseId, Range};
+use crate::model::etcd::{Event, Key, KeyValue, LeaseId, News, Range};
 
 /// How long a keepalive may stay unanswered: less than a third of the shortest TTL of 5 s.
 const ANSWER_DEADLINE: Duration = Duration::from_millis(1_500);
@@ -376,11 +376,11 @@ impl Keeper {
     async fn seen(&mut self, input: Input) {
         let now = self.now();
         match input {
-            Input::Snapshot { range, records, .. } if range == self.names.owner() => {
+            Input::Etcd(News::Snapshot { range, records, .. }) if range == self.names.owner() => {
                 self.owner_read = true;
                 self.owner(records.first()).await;
             }
-            Input::Snapshot { range, records, .. } if self.is_leases(&range) => {
+            Input::Etcd(News::Snapshot { range, records, .. }) if self.is_leases(&range) => {
                 self.left.clear();
                 let mut gone: HashSet<_> = self.schedule.all_found().into_iter().collect();
                 gone.remove(&self.owner_lease);
@@ -395,14 +395,14 @@ impl Keeper {
                 }
                 self.leases_read = true;
             }
-            Input::Events { range, events, .. } if range == self.names.owner() => {
+            Input::Etcd(News::Events { range, events, .. }) if range == self.names.owner() => {
                 match events.last() {
                     Some(Event::Put(kv)) => self.owner(Some(kv)).await,
                     Some(Event::Delete(..)) => self.owner(None).await,
                     None => {}
                 }
             }
-            Input::Events { range, events, .. } if self.is_leases(&range) => {
+            Input::Etcd(News::Events { range, events, .. }) if self.is_leases(&range) => {
                 for event in events {
                     match event {
                         Event::Put(kv) => {
@@ -419,7 +419,7 @@ impl Keeper {
                     }
                 }
             }
-            Input::KeysSeen { range, keys, .. } if self.is_leases(&range) => {
+            Input::Etcd(News::KeysSeen { range, keys, .. }) if self.is_leases(&range) => {
                 let seen = keys.iter().filter_map(|(key, _)| lease_of(key)).count();
                 let known = self.schedule.all_found().len();
                 let owner = usize::from(self.owner_lease != 0);
@@ -428,12 +428,12 @@ impl Keeper {
                     let _ = self.mirror.try_send(mirror::Command::Reread(range));
                 }
             }
-            Input::RangeRefused(range, failure) => tracing::warn!(
+            Input::Etcd(News::Refused(range, failure)) => tracing::warn!(
                 range = %String::from_utf8_lossy(&range.start),
                 error = %failure.message,
                 "the leases below this key can't be read, so they can't be kept alive: grant the etcd user access"
             ),
-            Input::WatchBroken(why) => {
+            Input::Etcd(News::Broken(why)) => {
                 tracing::debug!(why, "the watch of the leases broke; it is made anew");
             }
             _ => {}

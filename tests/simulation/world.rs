@@ -19,7 +19,7 @@ use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource
 use etcd_registrar::engine::kube_view::LIVE_MICROS;
 use etcd_registrar::engine::{Engine, Numbers, Settings};
 use etcd_registrar::model::etcd::{
-    Answer, Failure, FailureKind, Key, KeyValue, LeaseId, Op, Range, Request, Revision, Txn,
+    Answer, Failure, FailureKind, Key, KeyValue, LeaseId, News, Op, Range, Request, Revision, Txn,
 };
 use etcd_registrar::model::pod::Pod;
 
@@ -758,7 +758,10 @@ impl World {
             Event::Watch(process, _, range, token) => self.watch_turn(process, &range, token),
             Event::Progress(process, _) => self.progress(process),
             Event::Broken(process, _) => {
-                self.feed(process, Input::WatchBroken("the stream ended".into()));
+                self.feed(
+                    process,
+                    Input::Etcd(News::Broken("the stream ended".into())),
+                );
             }
             Event::Connected(process, _) => self.connected(process),
             Event::EtcdBack if self.etcd_away && self.etcd_away_until <= self.now => {
@@ -1332,11 +1335,11 @@ impl World {
         match input {
             Input::Kube(KubeInput::Broken { .. }) => {}
             Input::Kube(_) => found.answered = now,
-            Input::Snapshot {
+            Input::Etcd(News::Snapshot {
                 range,
                 revision,
                 records,
-            } => {
+            }) => {
                 for (key, told) in &mut found.told {
                     if range.contains(key) {
                         told.hear(etcd, *revision, None);
@@ -1346,7 +1349,7 @@ impl World {
                     found.hear(etcd, *revision, &kv.key, Some(kv));
                 }
             }
-            Input::Events { events, .. } => {
+            Input::Etcd(News::Events { events, .. }) => {
                 for event in events {
                     match event {
                         Changed::Put(kv) => found.hear(etcd, kv.mod_revision, &kv.key, Some(kv)),
@@ -1686,11 +1689,11 @@ impl World {
         }
         self.feed(
             process,
-            Input::Snapshot {
+            Input::Etcd(News::Snapshot {
                 range,
                 revision,
                 records,
-            },
+            }),
         );
     }
 
@@ -1766,11 +1769,11 @@ impl World {
         };
         self.feed(
             process,
-            Input::Events {
+            Input::Etcd(News::Events {
                 range: range.clone(),
                 revision: last,
                 events,
-            },
+            }),
         );
     }
 
@@ -1814,7 +1817,7 @@ impl World {
             let events = self.etcd.events(&range, reached, newest);
             self.give_events(process, &range, events);
         }
-        self.feed(process, Input::Progress(newest));
+        self.feed(process, Input::Etcd(News::Progress(newest)));
         if let Some(range) = one.filter(|_| self.rng.random_bool(0.3)) {
             let keys = self
                 .etcd
@@ -1826,11 +1829,11 @@ impl World {
             if still && self.etcd.revision == newest {
                 self.feed(
                     process,
-                    Input::KeysSeen {
+                    Input::Etcd(News::KeysSeen {
                         range,
                         revision: newest,
                         keys,
-                    },
+                    }),
                 );
             }
         }
@@ -2461,11 +2464,11 @@ fn show_range(range: &Range) -> String {
 fn show_input(input: &Input) -> String {
     use etcd_registrar::model::etcd::Event as Changed;
     match input {
-        Input::Events {
+        Input::Etcd(News::Events {
             range,
             revision,
             events,
-        } => {
+        }) => {
             let events: Vec<String> = events
                 .iter()
                 .map(|event| match event {
@@ -2476,11 +2479,11 @@ fn show_input(input: &Input) -> String {
             let range = show_range(range);
             format!("Watch {range} up to {revision}: {}", events.join(", "))
         }
-        Input::Snapshot {
+        Input::Etcd(News::Snapshot {
             range,
             revision,
             records,
-        } => {
+        }) => {
             let keys: Vec<String> = records
                 .iter()
                 .map(|kv| format!("{}@{}", show(&kv.key), kv.mod_revision))
@@ -2488,7 +2491,7 @@ fn show_input(input: &Input) -> String {
             let range = show_range(range);
             format!("Watch {range}, snapshot at {revision}: {}", keys.join(", "))
         }
-        Input::KeysSeen { range, .. } => format!("keys seen of {}", show_range(range)),
+        Input::Etcd(News::KeysSeen { range, .. }) => format!("keys seen of {}", show_range(range)),
         Input::Answer(number, Ok(Answer::Txn { succeeded, .. })) => {
             format!("answer {number}: {succeeded}")
         }
