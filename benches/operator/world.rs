@@ -89,7 +89,7 @@ impl World {
             "--timeout=30s",
         ])?;
         let zone = [("topology.kubernetes.io/zone", "a")];
-        cluster.add_node(NODE, &zone, &["172.20.0.1"], &[])?;
+        cluster.add_node(NODE, &zone, &["172.20.0.1"])?;
         let runtime = runtime()?;
         let options = ClientOptions {
             kubeconfig: Some(cluster.kubeconfig().to_owned()),

@@ -40,6 +40,9 @@ const NODE_LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lea
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How many clusters have pod addresses that no other one has; each has 2^20 of them.
+const NETWORKS: u32 = 16;
+
 /// Each cluster of this process gets pod addresses of its own, so that two of them can be told apart by address.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -57,7 +60,6 @@ pub struct ClusterBuilder {
     pods: bool,
     nodes: Vec<Node>,
     dual_stack: bool,
-    pod_cidr: Option<String>,
     apiserver_args: Vec<String>,
 }
 
@@ -90,13 +92,6 @@ impl ClusterBuilder {
         self
     }
 
-    /// The range of the pods' IPv4 addresses. Without it each cluster of a process has a range of its own.
-    #[must_use]
-    pub fn pod_cidr(mut self, cidr: &str) -> Self {
-        self.pod_cidr = Some(cidr.to_owned());
-        self
-    }
-
     /// More flags of the API server.
     #[must_use]
     pub fn apiserver_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -122,8 +117,8 @@ impl ClusterBuilder {
                 self = self.node(&name, &[("topology.kubernetes.io/zone", zone)]);
             }
         }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed) % 100;
-        let network = Network::new(number, self.pod_cidr.clone(), self.dual_stack);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed) % NETWORKS;
+        let network = Network::new(number, self.dual_stack);
         tools::path("kube-apiserver")?;
         let etcd = Etcd::builder(format!("{}-kube", self.name))
             .unsafe_no_fsync()
@@ -150,26 +145,35 @@ impl ClusterBuilder {
 
 /// The address ranges of one cluster. Nothing is ever sent to these addresses.
 struct Network {
-    pods: Vec<String>,
-    services: String,
+    services: &'static str,
     number: u32,
     dual_stack: bool,
 }
 
 impl Network {
-    fn new(number: u32, pod_cidr: Option<String>, dual_stack: bool) -> Self {
-        let mut pods = vec![pod_cidr.unwrap_or_else(|| format!("10.{}.0.0/16", 100 + number))];
-        let mut services = "10.96.0.0/16".to_owned();
-        if dual_stack {
-            pods.push(format!("fd00:{:x}::/64", 0x100 + number));
-            services += ",fd00:96::/112";
-        }
+    fn new(number: u32, dual_stack: bool) -> Self {
+        let services = if dual_stack {
+            "192.168.0.0/16,fd00:96::/112"
+        } else {
+            "192.168.0.0/16"
+        };
         Self {
-            pods,
             services,
             number,
             dual_stack,
         }
+    }
+
+    /// A stage that gives pods addresses, for this cluster: 10.0.0.0/8 is shared out between the networks.
+    fn stage(&self, stage: &str) -> String {
+        let v6 = if self.dual_stack {
+            format!("fd00:{:x}::", 0x100 + self.number)
+        } else {
+            String::new()
+        };
+        stage
+            .replace("@FIRST@", &(self.number * 256 / NETWORKS).to_string())
+            .replace("@V6@", &v6)
     }
 
     fn node_addresses(&self, index: usize) -> Vec<String> {
@@ -311,7 +315,7 @@ impl Plane {
         let mut config = KWOK_CONFIG.to_owned();
         for stage in STAGES {
             config += "---\n";
-            config += stage;
+            config += &network.stage(stage);
         }
         let config = dir.write("kwok.yaml", config)?;
         let kwok = self
@@ -320,7 +324,6 @@ impl Plane {
                 kubeconfig.clone(),
                 format!("--config={}", config.display()),
                 "--manage-all-nodes=true".to_owned(),
-                format!("--cidr={}", network.pods.first().map_or("", String::as_str)),
                 "--node-ip=127.0.0.1".to_owned(),
                 "--node-lease-duration-seconds=40".to_owned(),
                 format!("--server-address=127.0.0.1:{port}"),
@@ -382,7 +385,6 @@ impl Cluster {
             pods: true,
             nodes: Vec::new(),
             dual_stack: false,
-            pod_cidr: None,
             apiserver_args: Vec::new(),
         }
     }
@@ -412,7 +414,7 @@ impl Cluster {
         let plane = self.plane()?;
         plane.start_clients()?;
         for (index, node) in builder.nodes.iter().enumerate() {
-            self.create_node(node, &network.node_addresses(index), &network.pods)?;
+            self.create_node(node, &network.node_addresses(index))?;
         }
         eventually(READY_TIMEOUT, "the namespace default", || {
             self.request("GET", "/api/v1/namespaces/default", "")
@@ -458,7 +460,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn create_node(&self, node: &Node, addresses: &[String], pods: &[String]) -> Result<()> {
+    fn create_node(&self, node: &Node, addresses: &[String]) -> Result<()> {
         let mut labels = serde_json::Map::new();
         labels.insert(
             "kubernetes.io/hostname".to_owned(),
@@ -478,8 +480,6 @@ impl Cluster {
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": node.name, "labels": labels},
-            // The same range for every node: kwok then takes the addresses from one pool.
-            "spec": {"podCIDR": pods.first(), "podCIDRs": pods},
             "status": {"allocatable": resources, "capacity": resources, "addresses": listed},
         });
         self.request("POST", "/api/v1/nodes", &body.to_string())?
@@ -489,13 +489,7 @@ impl Cluster {
     }
 
     /// Adds a node to a running cluster.
-    pub fn add_node(
-        &self,
-        name: &str,
-        labels: &[(&str, &str)],
-        addresses: &[&str],
-        pod_cidrs: &[&str],
-    ) -> Result<()> {
+    pub fn add_node(&self, name: &str, labels: &[(&str, &str)], addresses: &[&str]) -> Result<()> {
         let node = Node {
             name: name.to_owned(),
             labels: labels
@@ -503,12 +497,8 @@ impl Cluster {
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                 .collect(),
         };
-        let owned = |list: &[&str]| {
-            list.iter()
-                .map(|text| (*text).to_owned())
-                .collect::<Vec<_>>()
-        };
-        self.create_node(&node, &owned(addresses), &owned(pod_cidrs))
+        let addresses: Vec<_> = addresses.iter().map(|text| (*text).to_owned()).collect();
+        self.create_node(&node, &addresses)
     }
 
     /// The name given to the builder.

@@ -1,5 +1,6 @@
 //! What happens to a plane when it is broken, and when the process that started it goes.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,6 +14,11 @@ const SOON: Duration = Duration::from_secs(30);
 fn the_api_server_is_killed_and_comes_back_on_its_port() {
     let cluster = Cluster::builder("restart").start().unwrap();
     cluster.kubectl(&["create", "configmap", "kept"]).unwrap();
+    let image = "--image=example.com/web:1";
+    cluster
+        .kubectl(&["create", "deployment", "old", image, "--replicas=10"])
+        .unwrap();
+    cluster.wait_rollout("default", "deployment/old").unwrap();
     let server = cluster.server().unwrap();
     cluster.kill_apiserver().unwrap();
     assert!(cluster.request("GET", "/readyz", "").is_err());
@@ -21,9 +27,14 @@ fn the_api_server_is_killed_and_comes_back_on_its_port() {
     cluster.kubectl(&["get", "configmap", "kept"]).unwrap();
     // The others work again too.
     cluster
-        .kubectl(&["create", "deployment", "web", "--image=example.com/web:1"])
+        .kubectl(&["create", "deployment", "web", image, "--replicas=10"])
         .unwrap();
     cluster.wait_rollout("default", "deployment/web").unwrap();
+    // And no pod has the address of another, though whoever gives them was started anew.
+    let addresses = "-o=jsonpath={.items[*].status.podIP}";
+    let addresses = cluster.kubectl(&["get", "pods", addresses]).unwrap();
+    let distinct: BTreeSet<&str> = addresses.split_whitespace().collect();
+    assert_eq!(distinct.len(), 20, "{addresses}");
 }
 
 #[test]

@@ -163,14 +163,13 @@ fn planes(screen: Screen) -> Result<(Etcd, Cluster, Cluster)> {
             tell("etcd:");
             Ok(etcd)
         });
-        let [east, west] =
-            [("east", "10.1.0.0/16"), ("west", "10.2.0.0/16")].map(|(name, pods)| {
-                scope.spawn(move || {
-                    let cluster = Cluster::builder(name).pod_cidr(pods).start()?;
-                    tell(&format!("cluster {name}:"));
-                    Ok(cluster)
-                })
-            });
+        let [east, west] = ["east", "west"].map(|name| {
+            scope.spawn(move || {
+                let cluster = Cluster::builder(name).start()?;
+                tell(&format!("cluster {name}:"));
+                Ok(cluster)
+            })
+        });
         Ok((
             joined(etcd.join())?,
             joined(east.join())?,
