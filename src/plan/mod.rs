@@ -365,10 +365,12 @@ fn is_wanted_for_others(
 /// The pod that a record was written for, where that can be told.
 fn pod_of(index: &Index, mirror: &Mirror, key: &Key, record: &Record) -> Option<PodId> {
     let slot = mirror.leases().get(record.lease)?.name.clone()?;
-    if let Some(uid) = uid_of(index, mirror, &slot, key, record) {
-        return index.pods().find(uid);
+    let uid = uid_of(index, mirror, &slot, key, record);
+    let pod = uid.and_then(|uid| index.pods().find(uid));
+    if pod.is_some() || read_uid(&slot, key, &record.value).is_some() {
+        return pod;
     }
-    // Nobody has said: it is the winner's if it is what the winner wants.
+    // Nobody has said, or it was a pod's that is gone: it is the winner's if it is what the winner wants.
     let (claim, _) = index.winner(key)?;
     let pod = claim.pod?;
     let wanted = index.record(claim, key, "")?;

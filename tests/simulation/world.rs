@@ -579,25 +579,29 @@ impl World {
         self.after_etcd();
     }
 
-    /// A process that stands still goes on. What came meanwhile comes before anything new and in its order, as from
-    /// the channels of the operator: no snapshot overtakes the news that the watch before it broke.
+    /// A process that stands still goes on.
     fn thaw(&mut self, process: usize) {
         let now = self.now;
         let frozen_until = &mut self.process(process).frozen_until;
         let until = std::mem::replace(frozen_until, now.min(*frozen_until));
-        if until <= now {
-            return;
+        if until > now {
+            self.wait_otherwise(process, until, now);
         }
+    }
+
+    /// What waits for a process that stands still waits for another moment: it comes before anything new and in its order,
+    /// as from the channels of the operator. No snapshot overtakes the news that the watch before it broke.
+    fn wait_otherwise(&mut self, process: usize, before: u64, until: u64) {
         let of_process = |event: &Event| event.of().is_some_and(|(whose, _)| whose == process);
         let waiting: Vec<(u64, u64)> = self
             .queue
-            .range((until, 0)..=(until, u64::MAX))
+            .range((before, 0)..=(before, u64::MAX))
             .filter(|(_, event)| of_process(event))
             .map(|(at, _)| *at)
             .collect();
         for at in waiting {
             if let Some(event) = self.queue.remove(&at) {
-                self.queue.insert((now, at.1), event);
+                self.queue.insert((until, at.1), event);
             }
         }
     }
@@ -2009,10 +2013,15 @@ impl World {
             }
             (Fault::Freeze, Some(process)) => {
                 let pause = self.rng.random_range(0..self.knobs.away);
-                // One that stands still already does not go on earlier: what waits would come out of its order.
-                let until = self.now + pause;
-                let found = self.process(process);
-                found.frozen_until = found.frozen_until.max(until);
+                let (now, until) = (self.now, self.now + pause);
+                let before = self.process(process).frozen_until;
+                // One that stands still already does not go on earlier.
+                if before < until {
+                    self.process(process).frozen_until = until;
+                    if before > now {
+                        self.wait_otherwise(process, before, until);
+                    }
+                }
             }
             (Fault::CutOff, Some(process)) => {
                 let pause = self.rng.random_range(0..40 * SECOND);
