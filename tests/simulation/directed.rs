@@ -401,6 +401,27 @@ fn a_lease_of_a_later_term_is_not_revoked() {
     }
 }
 
+/// Someone put a key of their own on a lease of the operator, where it does not look: it ends with that lease.
+#[test]
+fn a_lease_is_not_revoked_while_something_stands_on_it_that_is_not_followed() {
+    for seed in 0..SEEDS {
+        let _named = Named(seed);
+        let (mut world, _, _, pod) = two(seed);
+        let leases = format!("{REGISTRAR}leases/");
+        let lease = world.etcd.below(&leases).first().map_or(0, |kv| kv.lease);
+        let aside = key("/elsewhere");
+        scenario::by_hand(&mut world, Op::Put(aside.clone(), Box::default(), lease));
+        turn(&mut world, &pod, false);
+        world.run_until(world.now + 30 * SECOND);
+        assert!(world.etcd.get(&aside).is_some(), "it went with the lease");
+        scenario::by_hand(&mut world, Op::Delete(aside));
+        run_while(&mut world, "revoked", 30 * SECOND, |world| {
+            !world.etcd.below(&leases).is_empty()
+        });
+        ends_well(&mut world, 0);
+    }
+}
+
 /// One replica of each of two clusters.
 fn two_clusters(seed: u64) -> World {
     let knobs = Knobs {
