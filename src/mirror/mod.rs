@@ -62,11 +62,21 @@ pub struct Changed {
     pub read: bool,
 }
 
+/// A range that is followed.
+#[derive(Debug)]
+struct Followed {
+    range: Range,
+    /// Up to which revision it was delivered; 0: no snapshot yet.
+    reached: Revision,
+}
+
 /// The mirror.
 #[derive(Debug)]
 pub struct Mirror {
     leases_prefix: String,
-    records: BTreeMap<Key, Record>,
+    records: HashMap<Key, Record>,
+    /// Their keys in order: most look-ups are of one key, and a tree compares it with a dozen others each time.
+    order: BTreeSet<Key>,
     /// Keys of which an answer knows more than the watch has delivered, and up to which revision.
     ahead: HashMap<Key, Revision>,
     leases: Leases,
@@ -78,8 +88,8 @@ pub struct Mirror {
     untold: HashMap<LeaseId, BTreeSet<Key>>,
     /// Whose record stands at a key, where its value does not say; it goes with the next change of the key.
     pods: HashMap<Key, Uid>,
-    /// What is followed, and up to which revision it was delivered; 0: no snapshot yet.
-    ranges: BTreeMap<Range, Revision>,
+    /// What is followed, by its first key; ranges don't overlap.
+    ranges: BTreeMap<Key, Followed>,
     /// Those of them that were not read since the watches broke: what is known of them may be of another etcd.
     unread: BTreeSet<Range>,
 }
@@ -90,7 +100,8 @@ impl Mirror {
     pub fn new(leases_prefix: String) -> Self {
         Self {
             leases_prefix,
-            records: BTreeMap::new(),
+            records: HashMap::default(),
+            order: BTreeSet::new(),
             ahead: HashMap::default(),
             leases: Leases::default(),
             sockets: HashMap::default(),
@@ -119,15 +130,24 @@ impl Mirror {
     }
 
     /// Everything below a prefix, in order.
-    pub fn below(&self, prefix: &[u8]) -> impl Iterator<Item = (&Key, &Record)> {
-        let range = Range::prefix(prefix);
-        self.records
-            .range::<[u8], _>((Bound::Included(&*range.start), Bound::Excluded(&*range.end)))
+    pub fn below<'a>(
+        &'a self,
+        prefix: &[u8],
+    ) -> impl Iterator<Item = (&'a Key, &'a Record)> + use<'a> {
+        self.in_range(&Range::prefix(prefix))
     }
 
     /// Everything in a range, in order.
-    pub fn in_range(&self, range: &Range) -> impl Iterator<Item = (&Key, &Record)> {
-        self.records
+    pub fn in_range<'a>(
+        &'a self,
+        range: &Range,
+    ) -> impl Iterator<Item = (&'a Key, &'a Record)> + use<'a> {
+        self.ordered(range)
+            .filter_map(|key| Some((key, self.records.get(key)?)))
+    }
+
+    fn ordered<'a>(&'a self, range: &Range) -> impl Iterator<Item = &'a Key> + use<'a> {
+        self.order
             .range::<[u8], _>((Bound::Included(&*range.start), Bound::Excluded(&*range.end)))
     }
 
@@ -199,24 +219,32 @@ impl Mirror {
         self.ahead.contains_key(key)
     }
 
-    /// Up to which revision the range that holds the key was delivered; ranges don't overlap.
+    /// Up to which revision the range that holds the key was delivered.
     fn reached_for(&self, key: &[u8]) -> Revision {
-        let last = Range {
-            start: key.into(),
-            end: [0xff; 1].as_slice().into(),
-        };
         self.ranges
-            .range(..=last)
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
             .next_back()
-            .filter(|(range, _)| range.contains(key))
-            .map_or(0, |(_, reached)| *reached)
+            .filter(|(_, followed)| followed.range.contains(key))
+            .map_or(0, |(_, followed)| followed.reached)
+    }
+
+    fn followed(&self, range: &Range) -> Option<&Followed> {
+        self.ranges
+            .get(&range.start)
+            .filter(|followed| followed.range == *range)
+    }
+
+    fn followed_mut(&mut self, range: &Range) -> Option<&mut Followed> {
+        self.ranges
+            .get_mut(&range.start)
+            .filter(|followed| followed.range == *range)
     }
 
     /// Whether everything that is followed was delivered up to a revision since the watches broke last, but for
     /// ranges that can't be read.
     #[must_use]
     pub fn reached(&self, revision: Revision, unreadable: impl Fn(&Range) -> bool) -> bool {
-        let mut ranges = self.ranges.keys();
+        let mut ranges = self.ranges.values().map(|followed| &followed.range);
         !self.ranges.is_empty()
             && ranges.all(|range| self.range_reached(range, revision) || unreadable(range))
     }
@@ -224,8 +252,9 @@ impl Mirror {
     /// Whether this one range was delivered up to a revision since the watches broke last.
     #[must_use]
     pub fn range_reached(&self, range: &Range, revision: Revision) -> bool {
-        let reached = self.ranges.get(range);
-        reached.is_some_and(|reached| *reached >= revision) && !self.unread.contains(range)
+        self.followed(range)
+            .is_some_and(|followed| followed.reached >= revision)
+            && !self.unread.contains(range)
     }
 
     // === what changes it ===
@@ -239,18 +268,25 @@ impl Mirror {
     pub fn follow(&mut self, ranges: &[Range], changed: &mut Vec<Changed>) {
         let old = std::mem::take(&mut self.ranges);
         for range in ranges {
-            let reached = old.get(range).copied().unwrap_or(0);
-            self.ranges.insert(range.clone(), reached);
+            let known = old.get(&range.start).filter(|old| old.range == *range);
+            let followed = Followed {
+                range: range.clone(),
+                reached: known.map_or(0, |old| old.reached),
+            };
+            self.ranges.insert(Arc::clone(&range.start), followed);
         }
-        for range in old.keys() {
-            if self.ranges.contains_key(range) {
+        for Followed { range, .. } in old.values() {
+            if self.followed(range).is_some() {
                 continue;
             }
             self.unread.remove(range);
             let orphans: Vec<Key> = self
                 .keys_in(range)
                 .into_iter()
-                .filter(|key| !self.ranges.keys().any(|other| other.contains(key)))
+                .filter(|key| {
+                    let mut followed = self.ranges.values();
+                    !followed.any(|other| other.range.contains(key))
+                })
                 .collect();
             for key in orphans {
                 self.ahead.remove(&key);
@@ -267,12 +303,12 @@ impl Mirror {
         records: Vec<KeyValue>,
         changed: &mut Vec<Changed>,
     ) {
-        let Some(reached) = self.ranges.get_mut(range) else {
+        let Some(followed) = self.followed_mut(range) else {
             return;
         };
         // Behind what a watch had delivered: etcd was restored or wiped, and no answer from before counts.
-        let went_back = revision < *reached;
-        *reached = revision;
+        let went_back = revision < followed.reached;
+        followed.reached = revision;
         self.unread.remove(range);
         self.ahead
             .retain(|key, known| !range.contains(key) || (*known > revision && !went_back));
@@ -303,10 +339,10 @@ impl Mirror {
         events: Vec<Event>,
         changed: &mut Vec<Changed>,
     ) {
-        let Some(reached) = self.ranges.get_mut(range) else {
+        let Some(followed) = self.followed_mut(range) else {
             return;
         };
-        *reached = revision.max(*reached);
+        followed.reached = revision.max(followed.reached);
         for event in events {
             let (key, at, kv) = match event {
                 Event::Put(kv) => (Arc::clone(&kv.key), kv.mod_revision, Some(kv)),
@@ -335,14 +371,15 @@ impl Mirror {
     /// an answer of the one before says nothing of this one, at whatever revision it goes on.
     pub fn broken(&mut self) {
         self.ahead.clear();
-        self.unread = self.ranges.keys().cloned().collect();
+        let followed = self.ranges.values();
+        self.unread = followed.map(|followed| followed.range.clone()).collect();
     }
 
     /// All watches have delivered everything up to a revision.
     pub fn progress(&mut self, revision: Revision) {
-        for reached in self.ranges.values_mut() {
-            if *reached > 0 {
-                *reached = revision.max(*reached);
+        for followed in self.ranges.values_mut() {
+            if followed.reached > 0 {
+                followed.reached = revision.max(followed.reached);
             }
         }
         self.ahead.retain(|_, known| *known > revision);
@@ -435,10 +472,7 @@ impl Mirror {
     }
 
     fn keys_in(&self, range: &Range) -> Vec<Key> {
-        self.records
-            .range::<[u8], _>((Bound::Included(&*range.start), Bound::Excluded(&*range.end)))
-            .map(|(key, _)| Arc::clone(key))
-            .collect()
+        self.ordered(range).cloned().collect()
     }
 
     fn set(&mut self, key: &Key, kv: Option<KeyValue>, read: bool, changed: &mut Vec<Changed>) {
@@ -463,6 +497,7 @@ impl Mirror {
                     return;
                 }
                 self.records.remove(&**key);
+                self.order.remove(&**key);
             }
             Some(kv) => {
                 if let Some(known) = self.records.get_mut(&**key)
@@ -494,6 +529,9 @@ impl Mirror {
                     made_for: made.map_or(0, |made| made.stamp),
                 };
                 self.records.insert(Arc::clone(key), record);
+                if before.is_none() {
+                    self.order.insert(Arc::clone(key));
+                }
             }
         }
         self.pods.remove(key);
@@ -583,21 +621,18 @@ impl Mirror {
 
     /// Notes what one of our records stands for; `known`: what it was put for.
     fn link(&mut self, key: &Key, known: Option<Socket>) {
-        let Some(record) = self.records.get(&**key) else {
+        let Some(record) = self.records.get(&**key).filter(|record| record.ours) else {
             return;
         };
-        if !record.ours {
-            return;
-        }
         let Some(name) = self
             .leases
             .get(record.lease)
-            .and_then(|lease| lease.name.clone())
+            .and_then(|lease| lease.name.as_ref())
         else {
             return;
         };
         let socket = known
-            .or_else(|| socket_of(&name, key, &record.value))
+            .or_else(|| socket_of(name, key, &record.value))
             .or_else(|| {
                 let lead = Format::by_name(&name.format)?.lead_of(key)?;
                 self.records.get(&*lead)?.socket
