@@ -24,14 +24,17 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use smallvec::SmallVec;
 
 use crate::accept::AcceptSettings;
 use crate::accept::policy::Policy;
+use crate::format::has_dotted_scope;
 use crate::index::pods::Uid;
 use crate::index::registrations::RegistrationId;
 use crate::index::{Index, Touched};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Mirror};
+use crate::model::endpoint::Socket;
 use crate::model::etcd::{
     Answer, Failure, FailureKind, Key, LeaseId, News, Range, Request, Revision,
 };
@@ -181,7 +184,7 @@ pub struct Engine {
     next_ask: u64,
     /// Keys that are in flight or of unknown outcome; and those of puts by the address that they stand for.
     flying: HashMap<Key, Flying>,
-    flying_sockets: HashMap<crate::model::endpoint::Socket, Vec<Key>>,
+    flying_sockets: HashMap<Socket, SmallVec<[Key; 1]>>,
     /// Keys to be looked at again at a time.
     timers: BTreeMap<u64, Vec<Key>>,
     confirmed: HashMap<Key, Confirmed>,
@@ -326,8 +329,7 @@ impl Engine {
                     .snapshot(&range, revision, records, &mut changed);
                 self.mirror_changed(changed);
                 self.control_dirty = true;
-                self.look_at_scope(&range);
-                self.look_at_pending(&range);
+                self.look_at_range(&range);
             }
             Input::Etcd(News::Events {
                 range,
@@ -708,6 +710,7 @@ impl Engine {
 
     /// Keys of the mirror changed.
     fn mirror_changed(&mut self, changed: Vec<Changed>) {
+        let mut before: Option<Key> = None;
         for change in changed {
             if change.key.starts_with(self.keys.prefix.as_bytes()) {
                 self.control_dirty = true;
@@ -729,7 +732,11 @@ impl Engine {
             {
                 self.look_at_socket(socket, itself);
             }
-            self.scope_changed(&change.key);
+            // Neighbours are in the same scopes, and one of them says it for all.
+            if !before.is_some_and(|before| are_neighbours(&before, &change.key)) {
+                self.scope_changed(&change.key);
+            }
+            before = Some(change.key);
         }
     }
 
@@ -896,6 +903,17 @@ impl Engine {
     fn random_lease(&mut self) -> LeaseId {
         self.rng.random_range(1..i64::MAX)
     }
+}
+
+/// Whether two keys are in the same scopes for certain.
+fn are_neighbours(a: &Key, b: &Key) -> bool {
+    let folder = |key: &Key| key.iter().rposition(|byte| *byte == b'/');
+    let (at, other) = (folder(a), folder(b));
+    at.is_some()
+        && at == other
+        && at.and_then(|at| Some(a.get(..at)? == b.get(..at)?)) == Some(true)
+        && !has_dotted_scope(a)
+        && !has_dotted_scope(b)
 }
 
 /// How often what is remembered for a while is swept and empty leases are looked for.

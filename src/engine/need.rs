@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::format::bundle_of;
 use crate::index::Claim;
 use crate::index::pods::Uid;
@@ -357,15 +359,13 @@ impl Engine {
             }
             _ => None,
         };
-        let before = self
-            .confirmed
-            .get(key)
-            .map(|known| (known.registration, known.standing));
+        let known = self.confirmed.get(key);
+        let repaired = known.map_or(0, |known| known.repaired);
+        let before = known.map(|known| (known.registration, known.standing));
         match (right, before) {
             (Some(now), Some((then, true))) if now == then => return,
             (Some(registration), _) => {
                 self.held.remove(key);
-                let repaired = self.confirmed.get(key).map_or(0, |known| known.repaired);
                 self.confirmed.insert(
                     Arc::clone(key),
                     Confirmed {
@@ -399,10 +399,8 @@ impl Engine {
 
     fn note_problems(&mut self, key: &Key, need: &Need) {
         let mut found: Vec<(RegistrationId, Problem)> = Vec::new();
-        if let Some((winner, losers)) = self
-            .index
-            .winner(key)
-            .filter(|(_, losers)| !losers.is_empty())
+        if self.index.is_contested(key)
+            && let Some((winner, losers)) = self.index.winner(key)
         {
             let by = self
                 .index
@@ -472,51 +470,51 @@ impl Engine {
         }
     }
 
-    /// A range was read anew: what was under way there may show without an event.
-    pub(super) fn look_at_pending(&mut self, range: &Range) {
-        let mut keys: Vec<Key> = self
-            .pending
-            .keys()
-            .filter(|key| range.contains(key))
-            .cloned()
-            .collect();
-        keys.sort_unstable();
-        for key in keys {
-            self.look(&key, None);
-        }
-    }
-
     /// Looks at whatever is wanted or stands for an address, except at keys that were looked at anyway.
     pub(super) fn look_at_socket(&mut self, socket: Socket, except: impl Fn(&Key) -> bool) {
         let standing = self.mirror.keys_at(&socket).iter();
+        let mut keys: SmallVec<[Key; 2]> = standing.filter(|key| !except(key)).cloned().collect();
         let targets = Protocol::ALL.map(|protocol| Target {
             ip: socket.0,
             port: socket.1,
             protocol,
         });
-        let mut keys: Vec<Key> = standing.cloned().collect();
         for target in &targets {
-            keys.extend(self.index.keys_for(target).cloned());
+            let wanted = self.index.keys_for(target);
+            keys.extend(wanted.filter(|key| !except(key)).cloned());
         }
-        keys.retain(|key| !except(key));
-        keys.sort();
+        keys.sort_unstable();
         keys.dedup();
         for key in keys {
             self.look(&key, None);
         }
     }
 
-    /// Looks at every key of a range that is wanted.
-    pub(super) fn look_at_scope(&mut self, range: &Range) {
-        let mut keys: Vec<Key> = self
+    /// A range was read anew: looks at every key of it that is wanted, and at what was under way there, which may show
+    /// without an event.
+    pub(super) fn look_at_range(&mut self, range: &Range) {
+        let mut ids: Vec<RegistrationId> = self
             .by_scope
             .iter()
             .filter(|(scope, _)| range.contains(scope.as_bytes()))
             .flat_map(|(_, ids)| ids)
+            .copied()
+            .collect();
+        ids.sort_unstable();
+        let mut keys: Vec<Key> = ids
+            .iter()
             .flat_map(|id| self.index.keys_of(*id))
             .cloned()
             .collect();
-        keys.sort_unstable();
+        let wanted: HashSet<&Key> = keys.iter().collect();
+        let mut pending: Vec<Key> = self
+            .pending
+            .keys()
+            .filter(|key| range.contains(key) && !wanted.contains(key))
+            .cloned()
+            .collect();
+        pending.sort_unstable();
+        keys.append(&mut pending);
         for key in keys {
             self.look(&key, None);
         }

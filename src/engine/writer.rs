@@ -12,7 +12,6 @@ use crate::format::{Bundle, Format, Rules, bundle_of};
 use crate::mirror::leases::SlotName;
 use crate::mirror::{Changed, Made};
 use crate::model::endpoint::{Socket, Target};
-use crate::model::maps::HashSet;
 use crate::plan::{Need, need, put};
 
 use super::io::Effect;
@@ -172,13 +171,12 @@ impl Engine {
         });
         let mut lease = None;
         if let Some(slot) = &slot {
-            let capacity = u32::try_from(rules(slot).records_per_lease).unwrap_or(1);
             let puts = group.iter().filter(|(_, due)| matches!(due, Due::Put(_)));
             let puts = u32::try_from(puts.count()).unwrap_or(u32::MAX);
             // What goes together and is right already decides where the others stand.
             lease = beside
                 .and_then(|beside| self.slots.take_on(beside, slot, puts))
-                .or_else(|| self.slots.take(&self.mirror, slot, capacity, puts));
+                .or_else(|| self.slots.take(&self.mirror, slot, capacity(slot), puts));
             if lease.is_none() {
                 for (key, _) in group {
                     self.wait_for_slot(slot, key);
@@ -320,6 +318,7 @@ impl Engine {
         let seen_key = self.keys.seen(at);
         let seen = self.lanes.get(at).map_or(0, |lane| lane.seen);
         let mut compares = self.fence();
+        compares.reserve_exact(batch.len() + 1);
         let mut then = Vec::with_capacity(batch.len() + 2);
         if removal {
             // Without space only what cannot grow is let through; the mark goes, since it is not written.
@@ -349,11 +348,12 @@ impl Engine {
                 then.push(Op::Put(self.keys.lease(lease), slot_value(slot), lease));
             }
         }
-        let mut otherwise = vec![
+        let mut otherwise = Vec::with_capacity(batch.len() + 3);
+        otherwise.extend([
             Op::Get(Arc::clone(&self.keys.leader)),
             Op::Get(Arc::clone(&self.keys.owner)),
             Op::Get(seen_key),
-        ];
+        ]);
         for change in batch {
             compares.push(Compare::ModRevision(
                 Arc::clone(&change.key),
@@ -554,16 +554,18 @@ impl Engine {
     }
 
     /// The transaction was applied.
-    fn batch_done(&mut self, batch: Vec<Change>, revision: Revision) {
-        let mut changed: Vec<Changed> = Vec::new();
-        for change in &batch {
+    fn batch_done(&mut self, mut batch: Vec<Change>, revision: Revision) {
+        let mut changed: Vec<Changed> = Vec::with_capacity(batch.len());
+        let mut shown: Vec<bool> = Vec::with_capacity(batch.len());
+        for change in &mut batch {
+            let before = changed.len();
             // What etcd did not do is no repair, and keeps no key waiting.
             if change.repair
                 && let Some(confirmed) = self.confirmed.get_mut(&change.key)
             {
                 confirmed.repaired = self.now.monotonic;
             }
-            let kv = |value: &[u8], lease| KeyValue {
+            let kv = |value: Vec<u8>, lease| KeyValue {
                 key: Arc::clone(&change.key),
                 value: value.into(),
                 lease,
@@ -574,7 +576,7 @@ impl Engine {
                 },
                 mod_revision: revision,
             };
-            match &change.write {
+            match &mut change.write {
                 Write::Put {
                     lease,
                     slot,
@@ -584,6 +586,7 @@ impl Engine {
                     uid,
                     stamp,
                 } => {
+                    let value = std::mem::take(value);
                     self.numbers.puts += 1;
                     if *lease_key {
                         self.note_slot(*lease, slot, revision, &mut changed);
@@ -613,17 +616,35 @@ impl Engine {
                         .answer(&change.key, None, revision, false, &mut changed);
                 }
             }
+            let mut new = changed.iter().skip(before);
+            shown.push(new.any(|shown| shown.key == change.key));
         }
         self.settle(&batch);
-        // Where a watch was faster, the answer changes nothing, and yet the key is in flight no longer.
-        let shown: HashSet<Key> = changed.iter().map(|c| Arc::clone(&c.key)).collect();
         self.mirror_changed(changed);
-        for change in &batch {
-            if !shown.contains(&change.key) {
+        // Where a watch was faster, the answer changes nothing, and yet the key is in flight no longer.
+        for (change, shown) in batch.iter().zip(&shown) {
+            if !shown {
                 self.look(&change.key, None);
             }
         }
+        let mut shown = shown.into_iter();
+        batch.retain(|change| shown.next() != Some(true) || !self.stands_for_that_alone(change));
         self.look_beside(&batch);
+    }
+
+    /// Whether what was put is for one address, and the mirror shows it so: a change that it told was looked at with that
+    /// address.
+    fn stands_for_that_alone(&self, change: &Change) -> bool {
+        match &change.write {
+            Write::Put { targets, .. } => self
+                .mirror
+                .get(&change.key)
+                .and_then(|record| record.socket)
+                .is_some_and(
+                    |socket| matches!(targets.as_slice(), [only] if only.socket() == socket),
+                ),
+            Write::Delete | Write::LeaseKey(..) => false,
+        }
     }
 
     /// The key of a slot was written in a transaction, if it did not stand.
@@ -929,10 +950,13 @@ impl Engine {
 
     /// Nothing is in flight any more at these keys.
     fn settle(&mut self, batch: &[Change]) {
+        let some_unknown = self.lanes.iter().any(|lane| !lane.unknown.is_empty());
         for change in batch {
-            let lane = self.lanes.get(lane_of(&change.key));
-            if lane.is_some_and(|lane| lane.is_unknown(&change.key)) {
-                continue;
+            if some_unknown {
+                let lane = self.lanes.get(lane_of(&change.key));
+                if lane.is_some_and(|lane| lane.is_unknown(&change.key)) {
+                    continue;
+                }
             }
             self.flying.remove(&change.key);
             if let Write::Put { lease, targets, .. } = &change.write {
@@ -996,8 +1020,7 @@ impl Engine {
     }
 
     fn wait_for_slot(&mut self, slot: &Arc<SlotName>, key: Key) {
-        let capacity = u32::try_from(rules(slot).records_per_lease).unwrap_or(1);
-        for _ in 0..self.slots.wait(slot, key, capacity) {
+        for _ in 0..self.slots.wait(slot, key, capacity(slot)) {
             let lease = self.random_lease();
             self.slots.granting(lease, Arc::clone(slot));
             self.ask(Ask::Grant(lease), Request::Grant(lease, slot.ttl));
@@ -1018,10 +1041,7 @@ impl Engine {
                 self.mirror.granted(lease, Arc::clone(&slot));
                 self.scopes_dirty = true;
                 self.effects.push(Effect::Keep(lease, slot.ttl));
-                self.slots
-                    .granted(lease)
-                    .map(|(_, keys)| keys)
-                    .unwrap_or_default()
+                self.slots.granted(lease, capacity(&slot))
             }
             // The same id again, until the outcome is known: else a slow etcd would be filled with leases.
             Err(Failure {
@@ -1261,4 +1281,9 @@ fn slot_value(slot: &SlotName) -> Box<[u8]> {
 
 fn rules(slot: &SlotName) -> Rules {
     Format::by_name(&slot.format).unwrap_or_default().rules()
+}
+
+/// The most records of a lease.
+fn capacity(slot: &SlotName) -> u32 {
+    u32::try_from(rules(slot).records_per_lease).unwrap_or(1)
 }

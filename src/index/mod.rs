@@ -220,12 +220,15 @@ impl Index {
         self.claims.len()
     }
 
-    /// The keys that a registration wants, of all its pods.
+    /// The keys that a registration wants, of all its pods; of one process always in the same order.
     pub fn keys_of(&self, id: RegistrationId) -> impl Iterator<Item = &Key> {
         self.registration(id).into_iter().flat_map(|r| {
-            let of_pods = r.members.values().filter(|m| !m.in_aggregates);
+            let of_pods = r.members.iter().filter(|(_, m)| !m.in_aggregates);
+            // Numbers are sorted in a tenth of the time that their keys would take.
+            let mut of_pods: Vec<(&PodId, &Member)> = of_pods.collect();
+            of_pods.sort_unstable_by_key(|(pod, _)| **pod);
             let of_all = r.aggregates.iter().map(|aggregate| &aggregate.key);
-            of_all.chain(of_pods.flat_map(|m| m.keys.iter()))
+            of_all.chain(of_pods.into_iter().flat_map(|(_, m)| m.keys.iter()))
         })
     }
 
@@ -252,8 +255,11 @@ impl Index {
     /// The pod that owns a target: of the pods that are wanted there the one that was created last.
     #[must_use]
     pub fn owner(&self, target: &Target) -> Option<PodId> {
-        self.targets
-            .get(target)?
+        let claims = self.targets.get(target)?;
+        if let [only] = claims.as_slice() {
+            return only.pod;
+        }
+        claims
             .iter()
             .filter_map(|claim| {
                 let id = claim.pod?;
@@ -287,15 +293,25 @@ impl Index {
         })
     }
 
+    /// Whether more than one want a key.
+    #[must_use]
+    pub fn is_contested(&self, key: &Key) -> bool {
+        self.claims.get(key).is_some_and(|claims| claims.len() > 1)
+    }
+
     /// Who wins a key, and the others that want it too.
     ///
     /// The older registration wins; of two pods of one registration the older, unless they share the
     /// target, which is the later one's.
     #[must_use]
     pub fn winner(&self, key: &Key) -> Option<(Claim, SmallVec<[Claim; 1]>)> {
-        let mut valid: SmallVec<[Claim; 1]> = self
-            .claims
-            .get(key)?
+        let claims = self.claims.get(key)?;
+        if let [only] = claims.as_slice() {
+            return self
+                .owns_targets(*only, key)
+                .then(|| (*only, SmallVec::new()));
+        }
+        let mut valid: SmallVec<[Claim; 1]> = claims
             .iter()
             .copied()
             .filter(|claim| self.owns_targets(*claim, key))

@@ -232,13 +232,14 @@ impl Pods {
         if let Some(text) = self.odd_uids.get(&uid) {
             return text.to_string();
         }
-        let hex = format!("{:032x}", uid.0);
+        let digit = |four: u8| char::from_digit(u32::from(four), 16).unwrap_or_default();
         let mut text = String::with_capacity(36);
-        for (at, digit) in hex.chars().enumerate() {
-            if matches!(at, 8 | 12 | 16 | 20) {
+        for (at, byte) in uid.0.to_be_bytes().into_iter().enumerate() {
+            if matches!(at, 4 | 6 | 8 | 10) {
                 text.push('-');
             }
-            text.push(digit);
+            text.push(digit(byte >> 4));
+            text.push(digit(byte & 0xf));
         }
         text
     }

@@ -81,7 +81,12 @@ impl Slots {
     pub fn wait(&mut self, name: &Arc<SlotName>, key: Key, capacity: u32) -> usize {
         let waiting = self.waiting.entry(Arc::clone(name)).or_default();
         waiting.push(key);
-        let wanted = waiting.len().div_ceil(capacity.max(1) as usize);
+        let capacity = capacity.max(1) as usize;
+        if waiting.len() % capacity != 1 % capacity {
+            // There is room on the last lease that was counted.
+            return 0;
+        }
+        let wanted = waiting.len().div_ceil(capacity);
         let under_way = self
             .granting
             .values()
@@ -101,13 +106,23 @@ impl Slots {
         self.granting.get(&id)
     }
 
-    /// A lease was granted: it can be used. Gives the keys that waited.
-    pub fn granted(&mut self, id: LeaseId) -> Option<(Arc<SlotName>, Vec<Key>)> {
-        let name = self.granting.remove(&id)?;
+    /// A lease was granted: it can be used. Gives as many of the keys that waited as it takes; the others have leases
+    /// under way.
+    pub fn granted(&mut self, id: LeaseId, capacity: u32) -> Vec<Key> {
+        let Some(name) = self.granting.remove(&id) else {
+            return Vec::new();
+        };
         let usable = self.usable.entry(Arc::clone(&name)).or_default();
         usable.ids.push(id);
-        let keys = self.waiting.remove(&name).unwrap_or_default();
-        Some((name, keys))
+        let Some(waiting) = self.waiting.get_mut(&name) else {
+            return Vec::new();
+        };
+        let room = waiting.len().min(capacity.max(1) as usize);
+        let keys = waiting.drain(..room).collect();
+        if waiting.is_empty() {
+            self.waiting.remove(&name);
+        }
+        keys
     }
 
     /// A lease will not be granted. Gives the keys that waited.
@@ -130,5 +145,55 @@ impl Slots {
     #[must_use]
     pub fn is_usable(&self, id: LeaseId) -> bool {
         self.usable.values().any(|usable| usable.ids.contains(&id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> Arc<SlotName> {
+        Arc::new(SlotName {
+            registration: "shop/web".into(),
+            scope: "/services/shop/web/".into(),
+            ttl: 60,
+            format: "Json".into(),
+            prefix: "/services/".into(),
+            service: "web".into(),
+        })
+    }
+
+    #[test]
+    fn a_lease_is_asked_for_as_often_as_needed_and_wakes_no_more_keys_than_it_takes() {
+        for capacity in [1, 4] {
+            let (mut slots, slot) = (Slots::default(), slot());
+            let mut next = 0;
+            let mut waited = 0;
+            let mut wait = |slots: &mut Slots, keys: u64| {
+                for key in 0..keys {
+                    let key: Key = key.to_be_bytes().as_slice().into();
+                    for _ in 0..slots.wait(&slot, key, capacity) {
+                        next += 1;
+                        slots.granting(next, Arc::clone(&slot));
+                    }
+                }
+                next
+            };
+            let granted = wait(&mut slots, 10);
+            assert_eq!(granted, i64::from(10u32.div_ceil(capacity)));
+            // As many again: there is room on the last one for some of them.
+            let granted = wait(&mut slots, 10);
+            assert_eq!(granted, i64::from(20u32.div_ceil(capacity)));
+            for lease in 1..=granted {
+                let woken = slots.granted(lease, capacity);
+                assert!(woken.len() <= capacity as usize, "{}", woken.len());
+                waited += woken.len();
+                assert!(slots.is_usable(lease));
+            }
+            assert_eq!(waited, 20);
+            // Each that waits anew is for a lease of its own, however many were there.
+            assert_eq!(wait(&mut slots, 1), granted + 1);
+            assert_eq!(slots.not_granted(granted + 1).len(), 1);
+        }
     }
 }

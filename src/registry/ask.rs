@@ -28,7 +28,7 @@ pub async fn ask(
     deadline: Duration,
 ) -> Result<Answer, Failure> {
     over(connection, deadline, async |client| {
-        send(&client, request).await
+        send(client, request).await
     })
     .await
 }
@@ -78,7 +78,7 @@ pub async fn remaining(client: &Client, lease: LeaseId) -> Result<Remaining, Fai
 async fn over<T>(
     connection: &Connection,
     deadline: Duration,
-    work: impl AsyncFnOnce(Client) -> Result<T, Error>,
+    work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
 ) -> Result<T, Failure> {
     let until = Instant::now() + deadline;
     let Ok(session) = timeout_at(until, connection.ready()).await else {
@@ -88,7 +88,7 @@ async fn over<T>(
         };
         return Err(unknown(message));
     };
-    match timeout_at(until, work(session.client.clone())).await {
+    match timeout_at(until, work(&session.client)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
             if is_of_connection(&error) {
