@@ -26,7 +26,7 @@ const FRAME: usize = 240;
 #[serde(rename_all = "camelCase")]
 struct Written<'a> {
     address: &'a str,
-    host: IpAddr,
+    host: &'a str,
     port: u16,
     port_name: &'a str,
     protocol: &'static str,
@@ -108,7 +108,7 @@ pub(super) fn key(place: &Place<'_>, endpoint: &Endpoint) -> (String, usize) {
 /// The record of an endpoint.
 pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
     let (key, start) = key(place, endpoint);
-    let address = key.len() - start;
+    let length = key.len() - start;
     let text: usize = [
         &endpoint.pod,
         &endpoint.uid,
@@ -121,10 +121,12 @@ pub(super) fn record(place: &Place<'_>, endpoint: &Endpoint) -> Record {
     .map(|text| text.len())
     .chain(endpoint.metadata.iter().map(|(k, v)| k.len() + v.len() + 6))
     .sum();
-    let mut value = Vec::with_capacity(FRAME + start + 2 * address + text);
+    let mut value = Vec::with_capacity(FRAME + start + 2 * length + text);
+    let address = key.get(start..).unwrap_or_default();
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let written = Written {
-        address: key.get(start..).unwrap_or_default(),
-        host: endpoint.target.ip,
+        address,
+        host: host.trim_matches(['[', ']']),
         port: endpoint.target.port,
         port_name: &endpoint.port_name,
         protocol: endpoint.target.protocol.as_str(),

@@ -4,7 +4,7 @@
 //! write anything but the address: these readers take any value for one.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use super::{Discovered, Place, ReadError, Record, is_address, service_and_last};
 use crate::model::endpoint::Endpoint;
@@ -28,9 +28,31 @@ pub(super) fn key(place: &Place<'_>, endpoint: &Endpoint) -> (String, usize) {
 
 /// Appends `host:port`.
 pub(super) fn push_host_port(text: &mut String, endpoint: &Endpoint) {
-    let socket = SocketAddr::new(endpoint.target.ip, endpoint.target.port);
-    // Writing to a String can't fail.
-    let _ = write!(text, "{socket}");
+    let (ip, port) = endpoint.target.socket();
+    match ip {
+        IpAddr::V4(ip) => {
+            for (at, octet) in ip.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push('.');
+                }
+                push_decimal(text, octet.into());
+            }
+        }
+        IpAddr::V6(ip) => {
+            // Writing to a String can't fail.
+            let _ = write!(text, "[{ip}]");
+        }
+    }
+    text.push(':');
+    push_decimal(text, port);
+}
+
+/// Without the machinery of `fmt`: each key and value has some such numbers.
+fn push_decimal(text: &mut String, number: u16) {
+    if number > 9 {
+        push_decimal(text, number / 10);
+    }
+    text.extend(char::from_digit(u32::from(number % 10), 10));
 }
 
 /// The record of an endpoint.

@@ -224,7 +224,7 @@ impl Index {
     pub fn keys_of(&self, id: RegistrationId) -> impl Iterator<Item = &Key> {
         self.registration(id).into_iter().flat_map(|r| {
             let of_pods = r.members.iter().filter(|(_, m)| !m.in_aggregates);
-            // Numbers are sorted in a tenth of the time that their keys would take.
+            // Numbers are compared sooner than keys.
             let mut of_pods: Vec<(&PodId, &Member)> = of_pods.collect();
             of_pods.sort_unstable_by_key(|(pod, _)| **pod);
             let of_all = r.aggregates.iter().map(|aggregate| &aggregate.key);
