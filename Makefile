@@ -6,10 +6,10 @@ CRD := crds/serviceregistrations.yaml
 CLIENTS := $(dir $(wildcard tests/interop/*/go.mod))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol image image-test e2e-kind
+.PHONY: help setup tools clients build fmt lint test interop soak load mutants demo bench crds deny clean fuzz protocol image image-test e2e-kind old-kubernetes
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (protoc and the like), check Rust and Go
 	@hack/setup
@@ -77,6 +77,11 @@ image-test: image tools ## look at the image, run both architectures, and build 
 e2e-kind: tools ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
 	@hack/setup image
 	@hack/e2e-kind
+
+# The API server two minor versions before that of the testbed, built once; what it takes, and the operator on it.
+old-kubernetes: tools ## the definition, its rules and the basic tests on an older Kubernetes
+	@assets=$$(cargo run --quiet $(LOCKED) --package etcd-registrar-testbed --bin testbed -- old-kubernetes) && \
+	    KUBEBUILDER_ASSETS=$$assets cargo test $(LOCKED) --test e2e -- basic:: objects:: status:: changes:: pods:: rbac::
 
 demo: build tools ## two clusters, an etcd and the operators, walked through step by step
 	@cargo run --quiet --release $(LOCKED) --package etcd-registrar-testbed --bin demo

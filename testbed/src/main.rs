@@ -1,4 +1,4 @@
-//! `testbed tools` and `testbed programs` build binaries; `testbed up` starts control planes and an etcd to play with.
+//! `testbed tools`, `testbed old-kubernetes` and `testbed programs` build binaries; `testbed up` starts control planes and an etcd to play with.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ use testbed::{Cluster, Error, Etcd, Result, tools};
 
 const USAGE: &str = "\
 usage: testbed tools                                   build the binaries, print their folder
+       testbed old-kubernetes                          build an older control plane, print its folder
        testbed programs FOLDER...                      build the programs of Go modules, print their paths
        testbed up [--clusters N] [--etcd-members 1|3]  start control planes and an etcd, until Ctrl-C";
 
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
                 println!("{}", folder.display());
             }
         }),
+        ["old-kubernetes"] => {
+            tools::old_kubernetes().map(|folder| println!("{}", folder.display()))
+        }
         ["programs", folders @ ..] => folders.iter().try_for_each(|folder| {
             let program = tools::program(Path::new(folder))?;
             println!("{}", program.display());

@@ -20,6 +20,8 @@ const GO_MOD: &str = include_str!("../go.mod");
 const GO_SUM: &str = include_str!("../go.sum");
 const HELM_GO_MOD: &str = include_str!("../helm/go.mod");
 const HELM_GO_SUM: &str = include_str!("../helm/go.sum");
+const OLD_GO_MOD: &str = include_str!("../old-kubernetes/go.mod");
+const OLD_GO_SUM: &str = include_str!("../old-kubernetes/go.sum");
 /// How often a plain progress line is printed when there is no terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -34,6 +36,13 @@ const BINARIES: [(&str, &str); 8] = [
     ("server", "etcd"),
     ("etcdctl", "etcdctl"),
     ("etcdutl", "etcdutl"),
+];
+
+/// Those of an older Kubernetes, which are called as they are made.
+const OLD_BINARIES: [&str; 3] = [
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
 ];
 
 /// As it is made and called.
@@ -64,6 +73,12 @@ pub fn path(name: &str) -> Result<PathBuf> {
 /// The folders with every binary, built from source if they are not there yet.
 pub fn built() -> Result<[PathBuf; 2]> {
     Ok([plane()?, helm()?])
+}
+
+/// The folder of a control plane two minor versions older than the testbed's, built from source if it is not there yet:
+/// for `KUBEBUILDER_ASSETS`.
+pub fn old_kubernetes() -> Result<PathBuf> {
+    Module::old_kubernetes().build_once(&cache_folder()?)
 }
 
 /// The folder of the control plane, etcd and kwok.
@@ -146,8 +161,8 @@ fn module_version(manifest: &'static str, module: &str) -> &'static str {
 }
 
 /// The linker's flags: no debug information, and the version that `kubectl version` and the API server tell.
-fn linker_flags() -> String {
-    let kubernetes = module_version(GO_MOD, "k8s.io/kubernetes ");
+fn linker_flags(manifest: &'static str) -> String {
+    let kubernetes = module_version(manifest, KUBERNETES);
     let mut parts = kubernetes.split('.');
     let (major, minor) = (parts.next().unwrap_or("0"), parts.next().unwrap_or("0"));
     let mut flags = SMALL.to_owned();
@@ -165,6 +180,9 @@ fn linker_flags() -> String {
 
 /// No debug information, which nobody reads.
 const SMALL: &str = "-s -w";
+
+/// Its line in a go.mod.
+const KUBERNETES: &str = "k8s.io/kubernetes ";
 
 /// A Go module with programs to build.
 struct Module {
@@ -191,15 +209,35 @@ impl Module {
                 ("go.sum".to_owned(), GO_SUM.to_owned()),
             ],
             target: "tool",
-            linker_flags: linker_flags(),
+            linker_flags: linker_flags(GO_MOD),
             binaries: BINARIES
                 .map(|(made, name)| (made.to_owned(), name.to_owned()))
                 .to_vec(),
             announcement: format!(
                 "building Kubernetes {}, etcd {} and kwok {} from source; once, about 7 minutes on two cores",
-                module_version(GO_MOD, "k8s.io/kubernetes "),
+                module_version(GO_MOD, KUBERNETES),
                 module_version(GO_MOD, "go.etcd.io/etcd/server/v3 "),
                 module_version(GO_MOD, "sigs.k8s.io/kwok "),
+            ),
+        }
+    }
+
+    /// An older control plane.
+    fn old_kubernetes() -> Self {
+        Self {
+            name: "old-kubernetes".to_owned(),
+            files: vec![
+                ("go.mod".to_owned(), OLD_GO_MOD.to_owned()),
+                ("go.sum".to_owned(), OLD_GO_SUM.to_owned()),
+            ],
+            target: "tool",
+            linker_flags: linker_flags(OLD_GO_MOD),
+            binaries: OLD_BINARIES
+                .map(|name| (name.to_owned(), name.to_owned()))
+                .to_vec(),
+            announcement: format!(
+                "building Kubernetes {} from source; once, about 6 minutes on two cores",
+                module_version(OLD_GO_MOD, KUBERNETES),
             ),
         }
     }
@@ -493,9 +531,15 @@ mod tests {
 
     #[test]
     fn versions_come_from_go_mod() {
-        assert!(module_version(GO_MOD, "k8s.io/kubernetes ").starts_with("1."));
+        assert!(module_version(GO_MOD, KUBERNETES).starts_with("1."));
         assert!(module_version(GO_MOD, "go.etcd.io/etcd/server/v3 ").starts_with("3."));
-        assert!(linker_flags().contains("version.gitMajor=1"));
+        assert!(linker_flags(GO_MOD).contains("version.gitMajor=1"));
+        // What the page on Kubernetes says was tried: two minor versions back.
+        let minor = |manifest| {
+            let version = module_version(manifest, KUBERNETES);
+            version.split('.').nth(1)?.parse::<u32>().ok()
+        };
+        assert_eq!(minor(GO_MOD), minor(OLD_GO_MOD).map(|older| older + 2));
         assert!(module_version_of_go().starts_with("1."));
     }
 
