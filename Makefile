@@ -28,7 +28,7 @@ fmt: setup ## format the code
 
 lint: setup ## check the format, and clippy with warnings as errors, also of the discovery library alone
 	cargo fmt --all --check
-	@unformatted=$$(gofmt -l tests/interop); test -z "$$unformatted" || { echo "lint: gofmt: $$unformatted" >&2; exit 1; }
+	@unformatted=$$(gofmt -l tests/interop testbed); test -z "$$unformatted" || { echo "lint: gofmt: $$unformatted" >&2; exit 1; }
 	cargo clippy --workspace --all-targets $(LOCKED) -- --deny warnings
 	cargo clippy --no-default-features --features discovery $(LOCKED) -- --deny warnings
 	@if cargo tree --no-default-features --features discovery --edges normal --prefix none $(LOCKED) | \

@@ -9,6 +9,7 @@ use std::time::Duration;
 use etcd_registrar::discovery::{Discovery, Settings};
 use testbed::eventually;
 
+use crate::watcher::runtime;
 use crate::world::{LONG, SHOP, World};
 
 fn request(address: &str, method: &str, path: &str) -> Result<String, String> {
@@ -26,6 +27,11 @@ fn request(address: &str, method: &str, path: &str) -> Result<String, String> {
     } else {
         Err(format!("{address}: {answer}"))
     }
+}
+
+/// A GET of the test's server at an address, which answers with its pod's name.
+pub(crate) fn get(address: &str) -> Result<String, String> {
+    request(address, "GET", "/")
 }
 
 /// A POST to the test's server on a pod.
@@ -65,7 +71,7 @@ impl Traffic {
                 for key in keys {
                     let address = key.rsplit('/').next().unwrap();
                     counted.fetch_add(1, Ordering::Relaxed);
-                    failures.extend(request(address, "GET", "/").err());
+                    failures.extend(get(address).err());
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -92,6 +98,18 @@ impl Traffic {
     }
 }
 
+/// How the discovery library reaches etcd, as root.
+pub(crate) fn settings(world: &World) -> Settings {
+    let file = |name: &str| Some(world.folder.join(name));
+    Settings {
+        endpoints: world.registry.endpoints.clone(),
+        cacert: file("ca.crt"),
+        cert: file("root.crt"),
+        key: file("root.key"),
+        ..Settings::default()
+    }
+}
+
 /// A pod of `west` and a process on this machine call the server of `east`.
 pub(crate) fn across_clusters(world: &World) {
     let wanted: Vec<String> = world
@@ -101,20 +119,8 @@ pub(crate) fn across_clusters(world: &World) {
         .collect();
 
     // A process on the host, through the discovery library.
-    let file = |name: &str| Some(world.folder.join(name));
-    let settings = Settings {
-        endpoints: world.registry.endpoints.clone(),
-        cacert: file("ca.crt"),
-        cert: file("root.crt"),
-        key: file("root.key"),
-        ..Settings::default()
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let mut found: Vec<String> = runtime.block_on(async {
-        let discovery = Discovery::connect(settings).await.unwrap();
+    let mut found: Vec<String> = runtime().block_on(async {
+        let discovery = Discovery::connect(settings(world)).await.unwrap();
         let web = discovery.service(SHOP, "web").unwrap();
         tokio::time::timeout(LONG, web.ready()).await.unwrap();
         web.snapshot()
@@ -125,7 +131,7 @@ pub(crate) fn across_clusters(world: &World) {
     found.sort();
     assert_eq!(found, wanted);
     for address in &found {
-        request(address, "GET", "/").unwrap();
+        get(address).unwrap();
     }
     world.note(&format!(
         "{} of {} called from the host",
@@ -157,27 +163,9 @@ pub(crate) fn across_clusters(world: &World) {
             }],
         },
     });
-    let finished = |namespace: &str, name: &str| {
-        let phase = "--for=jsonpath={.status.phase}=Succeeded";
-        let args = [
-            "wait",
-            "-n",
-            namespace,
-            &format!("pod/{name}"),
-            phase,
-            "--timeout=120s",
-        ];
-        let done = world.try_kubectl("west", &args);
-        let log = world.kubectl("west", &["logs", "-n", namespace, name]);
-        assert!(done.is_ok(), "{done:?}: {log}");
-        world.kubectl(
-            "west",
-            &["delete", "pod", "-n", namespace, name, "--wait=false"],
-        );
-        log
-    };
     world.apply("west", "discover", &discover.to_string());
-    let mut found: Vec<String> = finished(crate::world::HOME, "discover")
+    let mut found: Vec<String> = world
+        .finished("west", crate::world::HOME, "discover")
         .lines()
         .map(str::to_owned)
         .collect();
@@ -199,7 +187,7 @@ pub(crate) fn across_clusters(world: &World) {
     ];
     args.extend(urls.iter().map(String::as_str));
     world.kubectl("west", &args);
-    let said = finished(SHOP, "call");
+    let said = world.finished("west", SHOP, "call");
     assert_eq!(said.matches("200 OK").count(), wanted.len(), "{said}");
     world.note(&format!(
         "{} of {} called by a pod of west",

@@ -1,7 +1,7 @@
 //! The operator on real kind clusters: kubelets, readiness probes, nodes that stop, images, Helm, restricted Pod Security.
 //!
 //! `make e2e-kind` runs it. It needs Docker and takes minutes, so that `cargo test` leaves it out. KIND_STEPS names some
-//! steps, KIND_KEEP leaves the clusters up for the next run, KIND_IMAGE_BEFORE is an older image that Docker has, to upgrade from.
+//! steps, KIND_KEEP leaves the clusters up for the next run, KIND_IMAGE_BEFORE is the image of the commit before, to upgrade from.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,9 @@
 )]
 
 mod calls;
+mod names;
 mod nodes;
+mod pages;
 mod release;
 mod watcher;
 mod workload;
@@ -27,14 +29,17 @@ use world::World;
 type Step = (&'static str, fn(&World));
 
 /// What is shown, in order: later steps go on from what earlier ones left.
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 18] = [
     ("deployment", workload::deployment),
     ("statefulset", workload::statefulset),
     ("probe", workload::probe),
     ("calls", calls::across_clusters),
+    ("names", names::by_name),
+    ("grpc", names::grpc),
     ("rights", release::rights),
     ("operators-killed", release::operators_killed),
     ("upgrade", release::upgrade_and_rollback),
+    ("eviction", nodes::evicted),
     ("drain", nodes::drain),
     ("worker", nodes::worker_stopped),
     ("control-plane", nodes::control_plane_restarted),
@@ -42,6 +47,7 @@ const STEPS: [Step; 14] = [
     ("network", nodes::network_cut),
     ("uninstall", release::uninstall),
     ("purge", release::uninstall_with_purge),
+    ("first-page", pages::first_page),
 ];
 
 #[test]

@@ -7,7 +7,7 @@ use testbed::eventually;
 
 use crate::calls::Traffic;
 use crate::nodes::assert_silent;
-use crate::world::{HOME, LONG, SHOP, TTL, World};
+use crate::world::{HOME, LONG, SHOP, TTL, World, run};
 
 /// `kubectl auth can-i --list` of the ServiceAccount: what is its own, without what everyone may.
 const RIGHTS: [&str; 6] = [
@@ -103,20 +103,32 @@ pub(crate) fn operators_killed(world: &World) {
     ));
 }
 
+/// The commit that an image is of, as its label and its program say.
+fn commit(image: &str) -> String {
+    let template = "{{index .Config.Labels \"org.opencontainers.image.revision\"}}";
+    let label = run("docker", &["image", "inspect", "--format", template, image]);
+    let version = run("docker", &["run", "--rm", image, "--version"]);
+    let commit = label.trim().to_owned();
+    assert!(
+        version.contains(&format!("commit {commit} ")),
+        "{label} {version}"
+    );
+    commit
+}
+
 /// `helm upgrade` to another image and `helm rollback`, under traffic.
 pub(crate) fn upgrade_and_rollback(world: &World) {
     let image = std::env::var("KIND_IMAGE").unwrap();
-    let before = std::env::var("KIND_IMAGE_BEFORE").unwrap_or_default();
-    let other = if before.is_empty() {
-        image.clone()
-    } else {
-        before.clone()
-    };
-    if !before.is_empty() {
-        crate::world::run("kind", &["load", "docker-image", &before, "--name", "east"]);
+    let before = std::env::var("KIND_IMAGE_BEFORE").ok();
+    if let Some(before) = &before {
+        let archive = std::env::var("KIND_ARCHIVE_BEFORE").unwrap();
+        run("docker", &["load", "--quiet", "--input", &archive]);
+        run("kind", &["load", "docker-image", before, "--name", "east"]);
+        assert_ne!(commit(before), commit(&image));
     }
+    let other = before.as_ref().unwrap_or(&image);
     let from = world.watcher.position();
-    world.install("east", &other, &["--set", "log.level=debug"]);
+    world.install("east", other, &["--set", "log.level=debug"]);
     assert_silent(world, from, "the release before was installed");
     let traffic = Traffic::start(world);
     let began = Instant::now();
@@ -129,10 +141,9 @@ pub(crate) fn upgrade_and_rollback(world: &World) {
     assert_silent(world, from, "upgraded and rolled back");
     world.install("east", &image, &[]);
     assert_silent(world, from, "upgraded again");
-    let which = if before.is_empty() {
-        "with other flags (one image only)"
-    } else {
-        "from an older image"
+    let which = match &before {
+        Some(before) => format!("from the commit before, {:.7}", commit(before)),
+        None => "with other flags (one image only)".to_owned(),
     };
     world.note(&format!(
         "{which}: upgrade {:.0} s, rollback {:.0} s; no event, {calls} calls, none failed",

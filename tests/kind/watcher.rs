@@ -18,7 +18,8 @@ pub(crate) struct Registry {
     options: ConnectOptions,
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+/// A runtime for one thing to be waited for.
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

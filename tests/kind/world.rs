@@ -26,7 +26,11 @@ pub(crate) const SHOP: &str = "shop";
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart");
 const NODE_IMAGE: &str = "etcd-registrar/kind-node:v1.36.3";
 const MEMBERS: [&str; 3] = ["etcd-0", "etcd-1", "etcd-2"];
-const PASSWORD: &str = "kind-password";
+pub(crate) const PASSWORD: &str = "kind-password";
+/// What the operators may write: the default, and what CoreDNS reads.
+const POLICY: &str = r#"policy={"rules": [
+    {"namespaces": ["*"], "formats": ["Json"], "prefixes": ["/services/{namespace}/"]},
+    {"namespaces": ["shop"], "formats": ["SkyDns"], "prefixes": ["/skydns/local/skydns/{namespace}/"]}]}"#;
 
 /// The clusters: name, pods, Services, workers.
 const CLUSTERS: [(&str, &str, &str, usize); 2] = [
@@ -45,12 +49,17 @@ pub(crate) struct World {
 }
 
 /// The folder with what the recipe of `testbed/kind/` builds.
-fn lab() -> PathBuf {
+pub(crate) fn lab() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache");
     let lab = std::env::var_os("KIND_LAB").map(PathBuf::from);
     lab.unwrap_or_else(|| cache.unwrap_or_else(home).join("kind-lab"))
         .join("bin")
+}
+
+/// A file or folder of the repository.
+pub(crate) fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// Runs a program and gives what it printed, or what it said when it failed.
@@ -63,7 +72,12 @@ pub(crate) fn try_run(program: &str, args: &[&str]) -> Result<String, String> {
     finish(program, args, Command::new(path).args(args))
 }
 
-fn finish(program: &str, args: &[&str], command: &mut Command) -> Result<String, String> {
+/// Waits for a program, and gives what it printed, or what it said when it failed.
+pub(crate) fn finish(
+    program: &str,
+    args: &[&str],
+    command: &mut Command,
+) -> Result<String, String> {
     let Output {
         status,
         stdout,
@@ -121,8 +135,9 @@ impl World {
         }
         said(began, "two clusters");
         run("docker", &["load", "--quiet", "--input", archive]);
-        image_of("etcd", &["etcd", "etcdctl"]);
-        image_of("web", &["web"]);
+        image_of("etcd", &lab(), &["etcd", "etcdctl"]);
+        let web = tools::program(&source("testbed/kind/web")).unwrap();
+        image_of("web", web.parent().unwrap(), &["web"]);
         for (name, ..) in CLUSTERS {
             run(
                 "kind",
@@ -257,6 +272,31 @@ impl World {
         .unwrap()
     }
 
+    /// Waits for a pod that comes to its end, and gives what it printed. The pod is removed.
+    pub(crate) fn finished(&self, cluster: &str, namespace: &str, name: &str) -> String {
+        let phase = "--for=jsonpath={.status.phase}=Succeeded";
+        let pod = format!("pod/{name}");
+        let args = ["wait", "-n", namespace, &pod, phase, "--timeout=120s"];
+        let done = self.try_kubectl(cluster, &args);
+        let log = self.kubectl(cluster, &["logs", "-n", namespace, name]);
+        assert!(done.is_ok(), "{done:?}: {log}");
+        let args = ["delete", "-n", namespace, &pod, "--wait=false"];
+        self.kubectl(cluster, &args);
+        log
+    }
+
+    /// Removes a registration, and waits until no key with a prefix is left.
+    pub(crate) fn unregister(&self, cluster: &str, name: &str, prefix: &str) {
+        self.kubectl(cluster, &["delete", "sreg", name, "-n", SHOP]);
+        eventually(SOON, &format!("{prefix} to be empty"), || {
+            match self.registry.keys(prefix)?.as_slice() {
+                [] => Ok(()),
+                keys => Err(format!("{keys:?}")),
+            }
+        })
+        .unwrap();
+    }
+
     /// The address of a container on the network of kind.
     pub(crate) fn address(container: &str) -> String {
         let template = "{{.NetworkSettings.Networks.kind.IPAddress}}";
@@ -333,7 +373,7 @@ impl World {
             format!("image.repository={repository}"),
             format!("image.tag={tag}"),
         ];
-        let mut args = vec!["upgrade", "--install", HOME, CHART];
+        let mut args = vec!["upgrade", "--install", HOME, CHART, "--set-json", POLICY];
         for set in &sets {
             args.extend(["--set", set]);
         }
@@ -415,6 +455,7 @@ impl World {
         for member in MEMBERS {
             let _ = try_run("docker", &["rm", "--force", "--volumes", member]);
         }
+        let _ = crate::pages::remove();
     }
 }
 
@@ -474,11 +515,16 @@ fn create_cluster(folder: &Path, name: &str, pods: &str, services: &str, workers
     );
 }
 
-/// An image of some programs of the lab.
-fn image_of(name: &str, programs: &[&str]) {
-    let folder = lab().display().to_string();
+/// An image of some programs of a folder. The label says of which, so that programs that were built anew make a new one.
+fn image_of(name: &str, folder: &Path, programs: &[&str]) {
+    let folder = folder.display().to_string();
     let image = format!("etcd-registrar/{name}:kind");
-    if try_run("docker", &["image", "inspect", &image]).is_ok() {
+    let template = "{{index .Config.Labels \"folder\"}}";
+    let there = try_run(
+        "docker",
+        &["image", "inspect", "--format", template, &image],
+    );
+    if there.is_ok_and(|label| label.trim() == folder) {
         return;
     }
     let mut tar = Command::new("tar")
@@ -488,7 +534,16 @@ fn image_of(name: &str, programs: &[&str]) {
         .spawn()
         .unwrap();
     let entrypoint = format!("ENTRYPOINT [\"/{}\"]", programs[0]);
-    let args = ["import", "--change", &entrypoint, "-", &image];
+    let label = format!("LABEL folder=\"{folder}\"");
+    let args = [
+        "import",
+        "--change",
+        &entrypoint,
+        "--change",
+        &label,
+        "-",
+        &image,
+    ];
     let mut import = Command::new("docker");
     import.args(args).stdin(tar.stdout.take().unwrap());
     finish("docker", &args, &mut import).unwrap();
@@ -540,6 +595,7 @@ fn start_etcd(folder: &Path) -> Registry {
         }
         let ca = Ca::new(folder, "kind etcd").unwrap();
         ca.client("root", "root", None).unwrap();
+        ca.client("coredns", "coredns", None).unwrap();
         for (cluster, ..) in CLUSTERS {
             let name = format!("registrar-{cluster}");
             ca.client(&name, &name, None).unwrap();
@@ -626,11 +682,34 @@ fn start_etcd(folder: &Path) -> Registry {
         etcdctl("etcdctl", &["user", "add", "root", "--no-password"], &[]).unwrap();
         let _ = etcdctl("etcdctl", &["role", "add", "root"], &[]);
         etcdctl("etcdctl", &["user", "grant-role", "root", "root"], &[]).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/etcd-role.sh");
+        let script = source("examples/etcd-role.sh").display().to_string();
         for (cluster, ..) in CLUSTERS {
-            let user = [("CLUSTER", cluster), ("PASSWORD", PASSWORD)];
-            etcdctl("sh", &[script], &user).unwrap();
+            let user = [
+                ("CLUSTER", cluster),
+                ("PASSWORD", PASSWORD),
+                ("RECORDS", "/services/ /skydns/"),
+            ];
+            etcdctl("sh", &[&script], &user).unwrap();
         }
+        // CoreDNS reads what it serves, and nothing else.
+        let reader = format!("coredns:{PASSWORD}");
+        etcdctl("etcdctl", &["role", "add", "coredns"], &[]).unwrap();
+        let grant = [
+            "role",
+            "grant-permission",
+            "coredns",
+            "read",
+            "/skydns/",
+            "--prefix=true",
+        ];
+        etcdctl("etcdctl", &grant, &[]).unwrap();
+        etcdctl("etcdctl", &["user", "add", &reader], &[]).unwrap();
+        etcdctl(
+            "etcdctl",
+            &["user", "grant-role", "coredns", "coredns"],
+            &[],
+        )
+        .unwrap();
         etcdctl("etcdctl", &["auth", "enable"], &[]).unwrap();
     }
     Registry::connect(folder, endpoints)
