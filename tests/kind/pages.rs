@@ -94,10 +94,13 @@ pub(crate) fn first_page(world: &World) {
                 .stdin(Stdio::null())
                 .env("PATH", &path)
                 .env("KUBECONFIG", &kubeconfig)
-                .env("KIND_CLUSTER_NAME", CLUSTER)
-                // These would be for the images of the steps before.
-                .env_remove("IMAGE")
-                .env_remove("OUT");
+                .env("KIND_CLUSTER_NAME", CLUSTER);
+            // What `cargo test` sets would have `make image` compile much of what it needs anew.
+            for (name, _) in std::env::vars_os() {
+                if name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_HOME" {
+                    bash.env_remove(name);
+                }
+            }
             finish(command, &[], &mut bash).unwrap_or_else(|said| panic!("{said}"));
             continue;
         };
