@@ -311,21 +311,19 @@ fn address_is_free(index: &Index, mirror: &Mirror, key: &Key, pod: PodId, target
             if holder(index, mirror, other, record, target) == Some(pod) {
                 return true;
             }
-            let other_protocol = || {
-                mirror
-                    .leases()
-                    .get(record.lease)
-                    .and_then(|lease| lease.name.as_ref())
-                    .and_then(|slot| {
-                        Format::by_name(&slot.format)?
-                            .read_all(&slot.prefix, other, &record.value)
-                            .ok()
-                    })
-                    .is_some_and(|found| !found.iter().any(|found| found.holds(target)))
-                    || is_wanted_for_others(index, mirror, other, record, target)
-            };
-            other_protocol()
+            !may_stand_for(mirror, other, record, target)
+                || is_wanted_for_others(index, mirror, other, record, target)
         })
+}
+
+/// Whether a record of ours stands for a target, as far as it tells: not every format tells the protocol.
+fn may_stand_for(mirror: &Mirror, key: &[u8], record: &Record, target: &Target) -> bool {
+    let found = || {
+        let slot = mirror.leases().get(record.lease)?.name.as_ref()?;
+        let format = Format::by_name(&slot.format)?;
+        format.read_all(&slot.prefix, key, &record.value).ok()
+    };
+    found().is_none_or(|found| found.iter().any(|found| found.holds(target)))
 }
 
 /// The pod that a record was written for, of those that stand for a target, where that can be told.
@@ -516,7 +514,7 @@ fn moves(
     }
     record.socket.is_some_and(|socket| {
         pod_of(index, mirror, key, record)
-            .is_some_and(|pod| awaits_successor(index, mirror, id, pod, socket, leaving))
+            .is_some_and(|pod| awaits_successor(index, mirror, id, key, pod, socket, leaving))
     })
 }
 
@@ -541,20 +539,39 @@ fn aggregate_awaits_successors(
         let Some(pod) = index.owner_in(id, &target) else {
             return false;
         };
-        awaits = awaits || awaits_successor(index, mirror, id, pod, target.socket(), &leaving);
+        let socket = target.socket();
+        awaits = awaits || awaits_successor(index, mirror, id, key, pod, socket, &leaving);
     }
     awaits
 }
 
-/// Whether the registration has a new record for the endpoint that does not stand yet: the new key
-/// comes before the old one goes. (That of another pod waits in its turn until the old one is gone.)
+/// Whether the registration has a new record for the endpoint of the old one at `key` that does not stand yet: the new
+/// key comes before the old one goes. (That of another pod waits in its turn until the old one is gone.)
 fn awaits_successor(
+    index: &Index,
+    mirror: &Mirror,
+    id: RegistrationId,
+    key: &[u8],
+    pod: PodId,
+    socket: Socket,
+    leaving: impl Fn(&Key) -> bool,
+) -> bool {
+    let may_come = |targets: &[Target]| {
+        let mut targets = targets.iter();
+        !targets.any(|target| another_moves(index, mirror, key, pod, target))
+    };
+    lacks_successor(index, mirror, id, pod, socket, leaving, may_come)
+}
+
+/// The same, of the new records whose targets are such.
+fn lacks_successor(
     index: &Index,
     mirror: &Mirror,
     id: RegistrationId,
     pod: PodId,
     socket: Socket,
     leaving: impl Fn(&Key) -> bool,
+    are_such: impl Fn(&[Target]) -> bool,
 ) -> bool {
     let targets = Protocol::ALL.map(|protocol| Target {
         ip: socket.0,
@@ -589,29 +606,40 @@ fn awaits_successor(
                         && index.record(claim, new, "").is_some_and(|wanted| {
                             let mut targets = wanted.targets.iter();
                             targets.any(|target| target.socket() == socket)
-                                && !wanted.targets.iter().any(|target| {
-                                    another_moves(index, mirror, pod, target)
-                                })
+                                && are_such(&wanted.targets)
                         })
                 })
         })
 }
 
-/// Whether a record that another pod is about to leave has the address, of another protocol: two that move at once, each in
-/// the way of the other's new record, would wait for ever.
-fn another_moves(index: &Index, mirror: &Mirror, pod: PodId, target: &Target) -> bool {
+/// Whether a record that another pod is about to leave is in the way of what comes for the old one at `key`, and the old
+/// one in the way of what comes for that: two that move at once would wait for each other for ever.
+fn another_moves(index: &Index, mirror: &Mirror, key: &[u8], pod: PodId, target: &Target) -> bool {
     mirror.keys_at(&target.socket()).iter().any(|other| {
         let moving = || {
             let record = mirror.get(other).filter(|record| record.ours)?;
             let holder = pod_of(index, mirror, other, record)?;
-            let owns = Protocol::ALL.iter().any(|protocol| {
-                let same = Target {
-                    protocol: *protocol,
-                    ..*target
-                };
-                index.owner(&same) == Some(holder)
-            });
-            Some(holder != pod && owns && index.winner(other).is_none())
+            let in_the_way = holder != pod && may_stand_for(mirror, other, record, target);
+            if !in_the_way || index.winner(other).is_some() {
+                return None;
+            }
+            let slot = mirror.leases().get(record.lease)?.name.as_ref()?;
+            let id = index.find(&slot.registration)?;
+            let old = mirror.get(key)?;
+            let waits = |targets: &[Target]| {
+                let mut targets = targets.iter();
+                targets.any(|target| may_stand_for(mirror, key, old, target))
+            };
+            let leaving = |_: &Key| false;
+            Some(lacks_successor(
+                index,
+                mirror,
+                id,
+                holder,
+                target.socket(),
+                leaving,
+                waits,
+            ))
         };
         moving().unwrap_or(false)
     })
