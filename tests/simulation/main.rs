@@ -682,7 +682,9 @@ fn converge(world: &mut World, bound: u64) -> u64 {
         world.run_until(world.now + 100 * MILLISECOND);
         world.settle();
         let differences = world.differences_but_held();
-        let led = world.leaders() == 1;
+        // What is still in flight may be a removal that it takes back then.
+        let rests = world.leader().is_some_and(|leader| world.rests(leader));
+        let led = world.leaders() == 1 && rests;
         let running: Vec<usize> = world.running().collect();
         let all = world.all_run() && running.iter().all(|process| world.caught_up(*process));
         if differences.is_empty() && led && all {

@@ -2391,7 +2391,8 @@ impl World {
         }
     }
 
-    fn rests(&mut self, process: usize) -> bool {
+    /// Whether a process has nothing queued and nothing in flight.
+    pub(crate) fn rests(&mut self, process: usize) -> bool {
         self.process(process).engine.as_mut().is_some_and(|engine| {
             let numbers = engine.numbers();
             numbers.queued == 0 && numbers.lanes_busy == 0
