@@ -275,6 +275,8 @@ struct KubeWatch {
     ordered: u64,
     /// The one that the list has taken up.
     taken: u64,
+    /// The one that a list has answered as a whole.
+    answered: u64,
     /// Its next turn is in the queue.
     due: bool,
     broken: bool,
@@ -610,13 +612,17 @@ impl World {
     pub(crate) fn mend(&mut self, bound: u64) {
         if self.knobs.odd_specs || self.knobs.policies > 0 {
             let end = self.now + bound;
-            loop {
+            // Twice: a lane whose outcome is unknown waits up to a second before it asks.
+            let mut rested = 0;
+            while rested < 2 {
                 self.run_until(self.now + SECOND);
                 let leader = self.leader();
                 let known = self.running().all(|process| self.caught_up(process));
                 if known && self.all_run() && leader.is_some_and(|leader| self.rests(leader)) {
-                    break;
+                    rested += 1;
+                    continue;
                 }
+                rested = 0;
                 assert!(self.now < end, "no rest:\n{}", self.summary());
             }
             let known = Known {
@@ -1025,8 +1031,9 @@ impl World {
         } else {
             match &mut watch.phase {
                 Phase::Away => {
-                    let asked = watch.ordered > watch.taken;
                     watch.taken = watch.ordered;
+                    // A list that broke off is no answer.
+                    let asked = watch.taken > watch.answered;
                     watch.broken = false;
                     inputs.push(KubeInput::ListStarted {
                         resource,
@@ -1066,6 +1073,7 @@ impl World {
                             resource_version,
                         };
                         changes.push((resource_version, done));
+                        watch.answered = watch.taken;
                         watch.phase = Phase::Watching;
                         pause = Some(lag);
                     } else {
