@@ -717,7 +717,7 @@ impl Engine {
                     | Ask::Grant(_)
                     | Ask::LeaseKeys(_)
                     | Ask::Revoke(_)
-                    | Ask::Conflict(_)
+                    | Ask::Conflict(..)
                     | Ask::Orphan
             )
         });

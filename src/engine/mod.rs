@@ -140,7 +140,7 @@ enum Ask {
     /// A key of this process: put on a lease, or deleted.
     Wait(Key, Option<LeaseId>),
     Resign,
-    Conflict(Key),
+    Conflict(Key, LeaseId),
     LeaseKeys(LeaseId),
     CheckLease(LeaseId),
     /// The key of a lease that is gone, put without that lease by someone, is deleted.
@@ -819,7 +819,7 @@ impl Engine {
                 }
             }
             Ask::Revoke(lease) => self.revoke_answered(lease, answer),
-            Ask::Conflict(key) => self.conflict_answered(&key, answer),
+            Ask::Conflict(key, lease) => self.conflict_answered(&key, lease, answer),
             // The watch shows it; else the next sweep tries again.
             Ask::Orphan => {}
             Ask::GrantSession(_)

@@ -1227,16 +1227,14 @@ impl Engine {
         let under_way = self
             .asks
             .values()
-            .any(|ask| matches!(ask, Ask::Conflict(other) if other == key));
+            .any(|ask| matches!(ask, Ask::Conflict(other, _) if other == key));
         if under_way {
             return;
         }
-        let then = vec![
-            Op::Get(Arc::clone(key)),
-            Op::Get(self.keys.lease(record.lease)),
-        ];
+        let lease = record.lease;
+        let then = vec![Op::Get(Arc::clone(key)), Op::Get(self.keys.lease(lease))];
         self.ask(
-            Ask::Conflict(Arc::clone(key)),
+            Ask::Conflict(Arc::clone(key), lease),
             Request::Txn(Txn {
                 then,
                 ..Txn::default()
@@ -1244,7 +1242,13 @@ impl Engine {
         );
     }
 
-    pub(super) fn conflict_answered(&mut self, key: &Key, answer: Result<Answer, Failure>) {
+    /// What etcd said of a key in dispute, and of the key of the lease that it was on when that was asked.
+    pub(super) fn conflict_answered(
+        &mut self,
+        key: &Key,
+        lease: LeaseId,
+        answer: Result<Answer, Failure>,
+    ) {
         let now = self.now.monotonic;
         let Ok(Answer::Txn {
             revision, reads, ..
@@ -1253,24 +1257,21 @@ impl Engine {
             self.at(now + BACKOFF_MICROS * 10, Arc::clone(key));
             return;
         };
-        let Some(record) = self.mirror.get(key) else {
+        if self.mirror.get(key).is_none() {
             return;
-        };
-        let lease_key = self.keys.lease(record.lease);
-        let found = reads
-            .first()
-            .and_then(|found| found.first())
-            .map(|kv| kv.mod_revision);
-        if let Some(found) = found {
-            self.checked.insert(Arc::clone(key), found);
         }
-        // The lease key first: it makes the record ours, if it does.
         let mut reads = reads.into_iter();
-        let (record, lease) = (
+        let (record, slot) = (
             reads.next().unwrap_or_default(),
             reads.next().unwrap_or_default(),
         );
-        self.note_reads(&[lease_key, Arc::clone(key)], vec![lease, record], revision);
+        // On another lease by now: that one is asked about in its turn.
+        if let Some(found) = record.first().filter(|found| found.lease == lease) {
+            self.checked.insert(Arc::clone(key), found.mod_revision);
+        }
+        // The lease key first: it makes the record ours, if it does.
+        let keys = [self.keys.lease(lease), Arc::clone(key)];
+        self.note_reads(&keys, vec![slot, record], revision);
         self.look(key, None);
     }
 }
