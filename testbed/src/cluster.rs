@@ -117,8 +117,10 @@ impl ClusterBuilder {
                 self = self.node(&name, &[("topology.kubernetes.io/zone", zone)]);
             }
         }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed) % NETWORKS;
-        let network = Network::new(number, self.dual_stack);
+        let network = Network {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed) % NETWORKS,
+            dual_stack: self.dual_stack,
+        };
         tools::path("kube-apiserver")?;
         let etcd = Etcd::builder(format!("{}-kube", self.name))
             .unsafe_no_fsync()
@@ -145,22 +147,16 @@ impl ClusterBuilder {
 
 /// The address ranges of one cluster. Nothing is ever sent to these addresses.
 struct Network {
-    services: &'static str,
     number: u32,
     dual_stack: bool,
 }
 
 impl Network {
-    fn new(number: u32, dual_stack: bool) -> Self {
-        let services = if dual_stack {
+    fn services(&self) -> &'static str {
+        if self.dual_stack {
             "192.168.0.0/16,fd00:96::/112"
         } else {
             "192.168.0.0/16"
-        };
-        Self {
-            services,
-            number,
-            dual_stack,
         }
     }
 
@@ -230,7 +226,7 @@ impl Plane {
                 format!("--service-account-key-file={}", public.display()),
                 format!("--service-account-signing-key-file={}", private.display()),
                 "--authorization-mode=RBAC".to_owned(),
-                format!("--service-cluster-ip-range={}", network.services),
+                format!("--service-cluster-ip-range={}", network.services()),
                 "--endpoint-reconciler-type=none".to_owned(),
                 // TaintNodesByCondition would keep every pod unscheduled, for nothing here removes the taint.
                 "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".to_owned(),

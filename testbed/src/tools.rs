@@ -199,15 +199,19 @@ struct Module {
     announcement: String,
 }
 
+/// The files of a module that has no code of its own.
+fn files(manifest: &str, sums: &str) -> Vec<(String, String)> {
+    [("go.mod", manifest), ("go.sum", sums)]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .to_vec()
+}
+
 impl Module {
     /// The tools of the harness.
     fn tools() -> Self {
         Self {
             name: "tools".to_owned(),
-            files: vec![
-                ("go.mod".to_owned(), GO_MOD.to_owned()),
-                ("go.sum".to_owned(), GO_SUM.to_owned()),
-            ],
+            files: files(GO_MOD, GO_SUM),
             target: "tool",
             linker_flags: linker_flags(GO_MOD),
             binaries: BINARIES
@@ -226,10 +230,7 @@ impl Module {
     fn old_kubernetes() -> Self {
         Self {
             name: "old-kubernetes".to_owned(),
-            files: vec![
-                ("go.mod".to_owned(), OLD_GO_MOD.to_owned()),
-                ("go.sum".to_owned(), OLD_GO_SUM.to_owned()),
-            ],
+            files: files(OLD_GO_MOD, OLD_GO_SUM),
             target: "tool",
             linker_flags: linker_flags(OLD_GO_MOD),
             binaries: OLD_BINARIES
@@ -246,10 +247,7 @@ impl Module {
     fn helm() -> Self {
         Self {
             name: HELM.to_owned(),
-            files: vec![
-                ("go.mod".to_owned(), HELM_GO_MOD.to_owned()),
-                ("go.sum".to_owned(), HELM_GO_SUM.to_owned()),
-            ],
+            files: files(HELM_GO_MOD, HELM_GO_SUM),
             target: "tool",
             linker_flags: SMALL.to_owned(),
             binaries: vec![(HELM.to_owned(), HELM.to_owned())],
