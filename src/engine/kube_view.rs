@@ -51,6 +51,8 @@ pub struct WatchView {
     pub listing_relist: u64,
     /// The newest relist that was answered.
     pub answered: u64,
+    /// The newest object that the list under way has shown and that counts already.
+    shown: u64,
     older_lists: u8,
     /// Objects count although they are older than what is known: Kubernetes was restored.
     pub older_too: bool,
@@ -68,9 +70,32 @@ pub enum ListEnd {
 }
 
 impl WatchView {
+    /// A list begins.
+    pub fn begin_list(&mut self, epoch: u32, relist: u64) {
+        self.break_off();
+        self.listing = Some(epoch);
+        self.listing_relist = relist;
+    }
+
+    /// An object of the list under way counts before its end. (Its end may name an older version: that of the
+    /// namespace that was listed first.)
+    pub fn show(&mut self, version: u64) {
+        self.shown = self.shown.max(version);
+    }
+
+    /// The list under way, if any, won't come to its end: what it has shown was seen, and a list that is older does not
+    /// count.
+    pub fn break_off(&mut self) {
+        if self.listing.take().is_some() {
+            self.advance(self.shown);
+        }
+        self.shown = 0;
+    }
+
     /// A list ended at a resource version.
     pub fn end_list(&mut self, version: u64) -> ListEnd {
         self.listing = None;
+        self.shown = 0;
         self.broken = None;
         let restored = self.older_too;
         if version < self.version && !restored {

@@ -457,9 +457,7 @@ impl Engine {
                 self.kube.heard = Some(now);
                 self.index.begin_list();
                 let epoch = self.index.epoch();
-                let watch = self.kube.of(resource);
-                watch.listing = Some(epoch);
-                watch.listing_relist = relist;
+                self.kube.of(resource).begin_list(epoch, relist);
                 self.forget_listed(resource);
             }
             KubeInput::Applied(object) => {
@@ -490,7 +488,7 @@ impl Engine {
                 message,
             } => {
                 let watch = self.kube.of(resource);
-                watch.listing = None;
+                watch.break_off();
                 let since = watch.broken.as_ref().map_or(now, |(since, ..)| *since);
                 watch.broken = Some((since, problem, message));
                 self.forget_listed(resource);
@@ -521,6 +519,7 @@ impl Engine {
                         self.listed_pods.push(pod);
                         return;
                     }
+                    watch.show(pod.resource_version);
                 } else {
                     watch.advance(pod.resource_version);
                 }
@@ -534,6 +533,8 @@ impl Engine {
                 } else if watch.complete {
                     self.listed_nodes.push(node);
                     return;
+                } else {
+                    watch.show(node.resource_version);
                 }
                 self.index.apply_node(node, &mut touched);
             }
@@ -549,6 +550,7 @@ impl Engine {
                         self.listed_registrations.push(*object);
                         return;
                     }
+                    watch.show(object.resource_version);
                 } else {
                     watch.advance(object.resource_version);
                 }

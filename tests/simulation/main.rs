@@ -1040,6 +1040,9 @@ fn what_was_found_stays_mended() {
         "addresses:1795302432072",
         // A record in dispute had moved to another lease when its lease was read: that one got the name of the first.
         "replicas:1795303930648",
+        // A list broke off after it had shown a newer registration, and an older one was taken next: who leads acted on
+        // more than its mark said.
+        "all:1795305355163",
         // A watch that broke was told of after its new reading, to a process that had been frozen twice.
         "all:1795293177985",
     ] {
