@@ -4,7 +4,8 @@
 //! change: no comparison, no mirror, no election, no status.
 //!
 //! What the protocol itself costs is measured too: [`Fenced`] makes transactions of the operator's shape, the fence, the
-//! lane's mark and the key's revision compared, without anything of what the operator does to know what to write.
+//! lane's mark and the key's revision compared, without anything of what the operator does to know what to write; and
+//! the keys can be watched, which tells a mirror of everything that is written to them.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +17,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, KvClient, LeaseGrantOptions, PutOptions,
-    Txn, TxnOp,
+    Txn, TxnOp, WatchOptions,
 };
 use etcd_registrar::engine::io::{Object, Resource};
 use etcd_registrar::kube::client::{ClientOptions, KubeClient};
@@ -64,6 +65,9 @@ enum Mode {
         /// Those of them that it registers with the operator's transactions.
         #[arg(long)]
         fenced: Vec<String>,
+        /// Those of the fenced ones whose keys, records and marks, it watches in etcd, as whoever keeps a mirror must.
+        #[arg(long)]
+        watched: Vec<String>,
     },
     /// Reads the records below one prefix, and puts them below another one when told to.
     Burst {
@@ -81,25 +85,35 @@ pub(crate) fn run(args: Args) -> Result<()> {
             prefix,
             app,
             fenced,
+            watched,
         } => {
             // Ends with the benchmark, whichever way that ends.
             std::thread::spawn(|| {
                 let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
                 std::process::exit(0);
             });
-            runtime()?.block_on(follow(&args.etcd, kubeconfig, &prefix, &app, &fenced))
+            let following = Following {
+                prefix,
+                apps: app,
+                fenced,
+                watched,
+            };
+            runtime()?.block_on(follow(&args.etcd, kubeconfig, &following))
         }
         Mode::Burst { from, to } => burst(&args.etcd, &from, &to),
     }
 }
 
-async fn follow(
-    etcd: &str,
-    kubeconfig: PathBuf,
-    prefix: &str,
-    apps: &[String],
-    fenced: &[String],
-) -> Result<()> {
+/// What is to be registered, and how.
+struct Following {
+    prefix: String,
+    apps: Vec<String>,
+    fenced: Vec<String>,
+    watched: Vec<String>,
+}
+
+async fn follow(etcd: &str, kubeconfig: PathBuf, following: &Following) -> Result<()> {
+    let prefix = following.prefix.as_str();
     let etcd = Client::connect([etcd], None).await?;
     let lease = etcd.lease_client().grant(TTL, None).await?.id();
     let (mut keeper, mut kept) = etcd.lease_client().keep_alive(lease).await?;
@@ -122,7 +136,18 @@ async fn follow(
     let mut reader = Box::pin(client.request_stream(request).await?);
     let mut kv = etcd.kv_client();
     let mut registered: HashMap<Box<str>, bool> = HashMap::new();
-    let mut fence = Fenced::new(&mut kv, FENCE, lease).await?;
+    let mut fences = HashMap::new();
+    for app in &following.fenced {
+        let own = format!("{FENCE}{app}/");
+        fences.insert(app.as_str(), Fenced::new(&mut kv, &own, lease).await?);
+        if following.watched.contains(app) {
+            for keys in [own, format!("{prefix}{app}/")] {
+                let options = WatchOptions::new().with_prefix().with_fragment();
+                let mut events = etcd.watch_client().watch(keys, Some(options)).await?;
+                tokio::spawn(async move { while let Ok(Some(_)) = events.message().await {} });
+            }
+        }
+    }
     // A floor that ran before may have left its records.
     let left = kv
         .get(prefix, Some(GetOptions::new().with_prefix()))
@@ -142,8 +167,8 @@ async fn follow(
             continue;
         };
         let app = pod.labels.iter().find(|(name, _)| &**name == "app");
-        let Some((_, app)) = app.filter(|(_, app)| apps.iter().any(|known| **known == **app))
-        else {
+        let known = |app: &str| following.apps.iter().any(|known| known == app);
+        let Some((_, app)) = app.filter(|(_, app)| known(app)) else {
             continue;
         };
         let Some(address) = pod.ips.first().copied() else {
@@ -154,7 +179,7 @@ async fn follow(
             continue;
         }
         let key = format!("{prefix}{app}/bench/{address}:8080");
-        if fenced.iter().any(|known| **known == **app) {
+        if let Some(fence) = fences.get_mut(&**app) {
             let known = revisions.get(&key).copied().unwrap_or(0);
             let value = pod.ready.then(|| record(&pod, app, address).into_bytes());
             let change = [(key.clone().into_bytes(), value, lease)];
@@ -363,13 +388,14 @@ pub(crate) struct Floor {
 
 impl Floor {
     /// Follows the pods whose label `app` is one of these, and registers those that are `fenced` with the operator's
-    /// transactions.
+    /// transactions; it watches the keys of those that are `watched`.
     pub(crate) fn follow(
         etcd: &str,
         kubeconfig: &Path,
         prefix: &str,
         apps: &[&str],
-        fenced: &str,
+        fenced: &[&str],
+        watched: &str,
     ) -> Result<Self> {
         let mut args = vec!["follow".to_owned(), "--kubeconfig".to_owned()];
         args.push(kubeconfig.display().to_string());
@@ -377,7 +403,10 @@ impl Floor {
         for app in apps {
             args.extend(["--app".to_owned(), (*app).to_owned()]);
         }
-        args.extend(["--fenced".to_owned(), fenced.to_owned()]);
+        for app in fenced {
+            args.extend(["--fenced".to_owned(), (*app).to_owned()]);
+        }
+        args.extend(["--watched".to_owned(), watched.to_owned()]);
         Self::start(etcd, &args)
     }
 

@@ -1,8 +1,8 @@
 //! From a change of readiness to the event on an etcd watcher.
 //!
-//! Four groups of pods, one after the other in each round: the operator's; two of the floor, so that the table shows by
-//! how much two equal programs differ; and one that the floor registers with the operator's transactions, so that it
-//! shows what those cost. Every program receives every event of every pod; only one acts on it.
+//! Five groups of pods, one after the other in each round: the operator's; two of the floor, so that the table shows by
+//! how much two equal programs differ; and two that the floor registers with the operator's transactions, one of which
+//! it watches in etcd, so that it shows what the protocol costs. Every program receives every event of every pod; only one acts on it.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -17,9 +17,11 @@ use crate::{Measured, Result, Sizes};
 
 const NAMESPACE: &str = "propagation";
 /// The label `app` of each group; the first is the operator's.
-const GROUPS: [&str; 4] = ["operator", "floor", "twin", FENCED];
+const GROUPS: [&str; 5] = ["operator", "floor", "twin", FENCED, WATCHED];
 /// The group that the floor registers with the operator's transactions.
 const FENCED: &str = "fenced";
+/// The same, and the floor watches in etcd what it writes.
+const WATCHED: &str = "watched";
 /// Rounds of each half before those that count.
 const WARM_UP: usize = 2;
 /// Which program was started first.
@@ -57,7 +59,11 @@ pub(crate) fn measure(world: &mut World, sizes: &Sizes) -> Measured {
     let pods = observe::pods(world.kubeconfig(), NAMESPACE)?;
     let apps: Vec<&str> = GROUPS.iter().skip(1).copied().collect();
     let (endpoint, kubeconfig) = (world.endpoint(), world.kubeconfig().to_owned());
-    let follow = || Floor::follow(&endpoint, &kubeconfig, &prefix_of_all(), &apps, FENCED);
+    let fenced = [FENCED, WATCHED];
+    let follow = || {
+        let prefix = prefix_of_all();
+        Floor::follow(&endpoint, &kubeconfig, &prefix, &apps, &fenced, WATCHED)
+    };
     let mut random = rand::rng();
     let mut operator = None;
     let (mut counted, mut lost) = (0.0, 0.0);
@@ -169,7 +175,7 @@ const PERCENTILES: [(&str, f64, Option<f64>); 3] = [
 ];
 
 fn rows(groups: &[Group]) -> Vec<Row> {
-    let [operator, floor, twin, fenced] = groups else {
+    let [operator, floor, twin, fenced, watched] = groups else {
         return Vec::new();
     };
     let mut rows = Vec::new();
@@ -196,7 +202,7 @@ fn rows(groups: &[Group]) -> Vec<Row> {
                 )
                 .floor(shown(bare), ratio)
                 .noise(time(twin) / time(floor))
-                .fenced(time(fenced) / bare);
+                .protocol(time(fenced) / bare, time(watched) / bare);
                 // The event is what the target speaks of.
                 if let (0, Some(target)) = (from, target) {
                     row = row.target(format!("at most {target}"), ratio <= target);

@@ -22,6 +22,8 @@ pub(crate) struct Row {
     pub(crate) noise: Option<f64>,
     /// The floor with the operator's transactions against the floor: what those cost.
     pub(crate) fenced: Option<f64>,
+    /// The same, with a watch of what is written: what the protocol costs, whoever speaks it.
+    pub(crate) watched: Option<f64>,
     pub(crate) target: Option<String>,
     pub(crate) met: Option<bool>,
 }
@@ -35,6 +37,7 @@ impl Row {
             ratio: None,
             noise: None,
             fenced: None,
+            watched: None,
             target: None,
             met: None,
         }
@@ -51,8 +54,9 @@ impl Row {
         self
     }
 
-    pub(crate) fn fenced(mut self, fenced: f64) -> Self {
+    pub(crate) fn protocol(mut self, fenced: f64, watched: f64) -> Self {
         self.fenced = Some(fenced);
+        self.watched = Some(watched);
         self
     }
 
@@ -62,7 +66,7 @@ impl Row {
         self
     }
 
-    fn cells(&self) -> [String; 8] {
+    fn cells(&self) -> [String; 9] {
         let ratio =
             |ratio: Option<f64>| ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
         let met = match self.met {
@@ -77,19 +81,21 @@ impl Row {
             ratio(self.ratio),
             ratio(self.noise),
             ratio(self.fenced),
+            ratio(self.watched),
             self.target.clone().unwrap_or_default(),
             met.to_owned(),
         ]
     }
 }
 
-const HEAD: [&str; 8] = [
+const HEAD: [&str; 9] = [
     "what",
     "operator",
     "floor",
     "ratio",
     "floor / floor",
     "fenced / floor",
+    "fenced and watched / floor",
     "target",
     "",
 ];
