@@ -50,6 +50,9 @@ pub(crate) struct Checks {
     /// One process sees it all.
     one_process: bool,
     records_may_expire: bool,
+    /// Leases whose key a hand took away while nobody led, and nobody put back: a leader who never saw it can't know that
+    /// what stands there is ours, and leaves it alone.
+    disowned: BTreeSet<LeaseId>,
     /// What the applied transactions of each lane were planned from, in this term.
     acted: BTreeMap<Key, Mark>,
     /// And those of all lanes in earlier terms.
@@ -94,6 +97,7 @@ impl Checks {
             shapeless: false,
             one_process: knobs.replicas == 1 && knobs.crashes + knobs.handovers == 0,
             records_may_expire: knobs.records_may_expire,
+            disowned: BTreeSet::new(),
             acted: BTreeMap::new(),
             before: Mark::default(),
             lane: None,
@@ -347,6 +351,14 @@ impl Checks {
                 && let Some(slot) = slot(&after.value)
             {
                 self.slots.insert(after.lease, slot);
+                self.disowned.remove(&after.lease);
+            }
+            if let (Author::Hand, Some(before), None) =
+                (change.author, &change.before, &change.after)
+                && key.starts_with(&format!("{REGISTRAR}leases/"))
+                && etcd.get(format!("{REGISTRAR}leader").as_bytes()).is_none()
+            {
+                self.disowned.insert(before.lease);
             }
             if let (Author::Process(_), Some(before), Some(after)) =
                 (change.author, &change.before, &change.after)
@@ -365,10 +377,13 @@ impl Checks {
                     self.foreign.insert(change.key.clone());
                 }
             }
-            Author::Expiry => assert!(
-                self.records_may_expire,
-                "{key} expired although its lease was to be kept alive"
-            ),
+            Author::Expiry => {
+                let disowned = |kv: &KeyValue| self.disowned.contains(&kv.lease);
+                assert!(
+                    self.records_may_expire || change.before.as_ref().is_some_and(disowned),
+                    "{key} expired although its lease was to be kept alive"
+                );
+            }
             Author::Process(_) => {
                 assert!(
                     !self.foreign.contains(&change.key),

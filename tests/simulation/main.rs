@@ -1043,6 +1043,8 @@ fn what_was_found_stays_mended() {
         // A list broke off after it had shown a newer registration, and an older one was taken next: who leads acted on
         // more than its mark said.
         "all:1795305355163",
+        // A hand took the key of a lease while nobody led: who is elected next never saw it, and leaves the record alone.
+        "holds:1795310721506",
         // A watch that broke was told of after its new reading, to a process that had been frozen twice.
         "all:1795293177985",
     ] {
