@@ -73,7 +73,8 @@ image-test: image tools ## look at the image, run both architectures, and build 
 	cargo test $(LOCKED) --test image -- --ignored
 	hack/reproduce
 
-# KIND_STEPS names some steps, KIND_KEEP=1 leaves the clusters up. Starts Docker where root may, and builds the nodes' image.
+# KIND_STEPS names some steps, KIND_KEEP=1 leaves the clusters up. Starts Docker where root may, and stops it again; builds the
+# nodes' image.
 e2e-kind: tools ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
 	@hack/setup image
 	@hack/e2e-kind
