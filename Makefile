@@ -75,8 +75,7 @@ image-test: image tools ## look at the image, run both architectures, and build 
 
 # KIND_STEPS names some steps, KIND_KEEP=1 leaves the clusters up. Starts Docker where root may, and stops it again; builds the
 # nodes' image.
-e2e-kind: tools ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
-	@hack/setup image
+e2e-kind: setup ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
 	@hack/e2e-kind
 
 # The API server two minor versions before that of the testbed, built once; what it takes, and the operator on it.

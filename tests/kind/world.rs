@@ -420,11 +420,12 @@ pub(crate) fn keep(step: &str) -> PathBuf {
     let folder = all.join(format!("failed-{step}"));
     let _ = std::fs::remove_dir_all(&folder);
     let _ = std::fs::create_dir_all(&folder);
-    for (cluster, ..) in CLUSTERS {
+    let clusters = try_run("kind", &["get", "clusters"]).unwrap_or_default();
+    for cluster in clusters.lines() {
         let logs = folder.join(cluster).display().to_string();
         let _ = try_run("kind", &["export", "logs", "--name", cluster, &logs]);
         let config = format!("--kubeconfig={}", kubeconfig(&all, cluster));
-        let objects = "all,sreg,nodes,events,netpol,pdb";
+        let objects = "all,sreg,nodes,events,cm,sa,netpol,pdb,crd,roles,rolebindings,clusterroles,clusterrolebindings";
         let operators = "--selector=app.kubernetes.io/name=etcd-registrar";
         for (file, args) in [
             ("objects.yaml", vec!["get", objects, "-A", "-o", "yaml"]),
