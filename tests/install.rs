@@ -1,13 +1,14 @@
-//! What docs/install.md says of TLS and users of etcd, from nothing: its commands are run as they stand there, with an etcd of
-//! its own and a real API server, and an operator gets along with what they made.
+//! The commands of docs/install.md are run as they stand there, with an etcd of their own and a real API server, and an
+//! operator gets along with the certificates and users that they made.
 //!
-//! `tests/kind/` runs the commands of a first try.
+//! `tests/kind/` runs those of a first try.
 
 #![allow(
     clippy::unwrap_used,
     reason = "clippy allows these in tests, not in the helpers next to them"
 )]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,17 +19,37 @@ use testbed::{Cluster, Operator, Process, eventually, free_port, tools};
 /// For what is quick when the machine is not busy.
 const SOON: Duration = Duration::from_secs(60);
 
-/// The indented blocks of a section.
-fn blocks(heading: &str) -> Vec<String> {
+/// Those that tests/kind/ follows.
+const ON_KIND: [&str; 2] = ["The image", "On kind in five minutes"];
+/// The first that is followed here.
+const TLS: &str = "TLS and users of etcd";
+/// The others, in an order in which each finds what it needs.
+const THEN: [&str; 5] = [
+    "With Helm",
+    "Some namespaces only",
+    "Upgrading",
+    "Uninstalling",
+    "With kustomize",
+];
+
+/// The sections that have commands, which are in indented blocks.
+fn sections() -> BTreeMap<String, Vec<String>> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/install.md");
     let text = std::fs::read_to_string(page).unwrap();
-    let section = text.split(&format!("\n## {heading}\n")).nth(1).unwrap();
-    let section = section.split("\n## ").next().unwrap();
-    section
-        .split("\n\n")
-        .filter(|paragraph| paragraph.starts_with("    "))
-        .map(str::to_owned)
-        .collect()
+    let mut found = BTreeMap::new();
+    for section in text.split("\n## ").skip(1) {
+        let (heading, rest) = section.split_once('\n').unwrap();
+        let blocks: Vec<String> = rest
+            .split("\n\n")
+            .map(|paragraph| paragraph.trim_start_matches('\n'))
+            .filter(|paragraph| paragraph.starts_with("    "))
+            .map(str::to_owned)
+            .collect();
+        if !blocks.is_empty() {
+            found.insert(heading.to_owned(), blocks);
+        }
+    }
+    found
 }
 
 /// Runs commands in a folder, and gives what they said.
@@ -101,14 +122,18 @@ impl Shell {
 }
 
 #[test]
-fn tls_and_users_of_etcd_from_nothing() {
-    let found = blocks("TLS and users of etcd");
+fn the_commands_of_the_page_work() {
+    let mut sections = sections();
+    for heading in ON_KIND {
+        assert!(sections.remove(heading).is_some(), "{heading}");
+    }
+    let found = sections.remove(TLS).unwrap();
     let [certificates, member, users, cluster_side] = found.as_slice() else {
         panic!("{found:#?}");
     };
     let cluster = Cluster::builder("install").start().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    for name in ["examples", "deploy"] {
+    for name in ["examples", "deploy", "crds"] {
         let there = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
         symlink(there, folder.path().join(name)).unwrap();
     }
@@ -179,4 +204,23 @@ fn tls_and_users_of_etcd_from_nothing() {
         .etcdctl("registrar-east", "put /elsewhere x")
         .unwrap_err();
     assert!(refused.contains("permission denied"), "{refused}");
+
+    // The other sections, with what they take for granted.
+    operator.stop().unwrap();
+    let least = folder.path().join("deploy/chart/examples/minimal.yaml");
+    std::fs::copy(least, folder.path().join("my.yaml")).unwrap();
+    for name in ["shop", "stock"] {
+        cluster.kubectl(&["create", "namespace", name]).unwrap();
+    }
+    for heading in THEN {
+        for block in sections.remove(heading).unwrap() {
+            shell
+                .run(&block)
+                .unwrap_or_else(|said| panic!("{heading}: {said}"));
+        }
+    }
+    assert!(sections.is_empty(), "nothing runs {sections:#?}");
+    cluster
+        .wait_rollout("etcd-registrar", "deploy/etcd-registrar")
+        .unwrap();
 }
