@@ -236,7 +236,7 @@ impl World {
             .as_array()
             .unwrap()
             .iter()
-            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .filter(|pod| crate::nodes::stays(pod))
             .filter(|pod| {
                 let conditions = pod["status"]["conditions"].as_array();
                 conditions
