@@ -36,7 +36,7 @@ lint: setup ## check the format, and clippy with warnings as errors, also of the
 	    echo "lint: the discovery library needs what only the operator should" >&2; exit 1; fi
 
 # The tools and clients first: inside a test their progress would not be seen.
-test: lint tools clients ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests
+test: lint tools clients ## what CI runs before e2e-kind: format, clippy, unit, property, end-to-end and fault tests
 	cargo test --workspace --no-fail-fast $(LOCKED)
 
 # MARKDOWN writes the table anew: make interop MARKDOWN=docs/formats.md
