@@ -36,7 +36,7 @@ lint: setup ## check the format, and clippy with warnings as errors, also of the
 	    echo "lint: the discovery library needs what only the operator should" >&2; exit 1; fi
 
 # The tools and clients first: inside a test their progress would not be seen.
-test: lint tools clients ## everything that CI runs: format, clippy, unit, property, end-to-end and fault tests
+test: lint tools clients ## what CI runs before e2e-kind: format, clippy, unit, property, end-to-end and fault tests
 	cargo test --workspace --no-fail-fast $(LOCKED)
 
 # MARKDOWN writes the table anew: make interop MARKDOWN=docs/formats.md
@@ -73,9 +73,9 @@ image-test: image tools ## look at the image, run both architectures, and build 
 	cargo test $(LOCKED) --test image -- --ignored
 	hack/reproduce
 
-# KIND_STEPS names some steps, KIND_KEEP=1 leaves the clusters up. Starts Docker where root may, and builds the nodes' image.
-e2e-kind: tools ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
-	@hack/setup image
+# KIND_STEPS names some steps, KIND_KEEP=1 leaves the clusters up. Starts Docker where root may, and stops it again; builds the
+# nodes' image.
+e2e-kind: setup ## the operator from its image and chart on two kind clusters (needs Docker; 15 minutes)
 	@hack/e2e-kind
 
 # The API server two minor versions before that of the testbed, built once; what it takes, and the operator on it.

@@ -40,7 +40,8 @@ impl Error {
         self
     }
 
-    pub(crate) fn is_port_taken(&self) -> bool {
+    /// Whether it failed because another process has a port that it was to have.
+    pub fn is_port_taken(&self) -> bool {
         self.0.port_taken
     }
 

@@ -1,7 +1,8 @@
 //! The operator on real kind clusters: kubelets, readiness probes, nodes that stop, images, Helm, restricted Pod Security.
 //!
-//! `make e2e-kind` runs it. It needs Docker and takes minutes, so that `cargo test` leaves it out. KIND_STEPS names some
-//! steps, KIND_KEEP leaves the clusters up for the next run, KIND_IMAGE_BEFORE is the image of the commit before, to upgrade from.
+//! `make e2e-kind` runs it, and removes the clusters before and after. It needs Docker and takes minutes, so that `cargo test`
+//! leaves it out. KIND_STEPS names some steps, KIND_KEEP leaves the clusters up for the next run, KIND_IMAGE_BEFORE is the image
+//! of the commit before, to upgrade from.
 
 #![allow(
     clippy::unwrap_used,
@@ -66,7 +67,10 @@ fn kind_end_to_end() {
     );
     let only = variable("KIND_STEPS");
     let began = Instant::now();
-    let world = World::new(&image, &archive);
+    let Ok(world) = catch_unwind(|| World::new(&image, &archive)) else {
+        world::keep("set-up");
+        panic!("nothing could be shown");
+    };
     let mut table = Vec::new();
     let mut failed = 0;
     for (name, step) in STEPS {
@@ -93,8 +97,5 @@ fn kind_end_to_end() {
         table.join("\n"),
         began.elapsed().as_secs_f64()
     );
-    if variable("KIND_KEEP").is_empty() {
-        World::remove();
-    }
     assert_eq!(failed, 0, "steps failed");
 }

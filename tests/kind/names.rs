@@ -26,7 +26,7 @@ fn pods(world: &World) -> BTreeSet<String> {
     let pods = world.get("east", &["pods", "-n", SHOP, "-lapp=web"]);
     let pods = pods["items"].as_array().unwrap();
     pods.iter()
-        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+        .filter(|pod| crate::nodes::stays(pod))
         .map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned())
         .collect()
 }

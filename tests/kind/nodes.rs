@@ -3,6 +3,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::Value;
 use testbed::eventually;
 
 use crate::watcher::Seen;
@@ -15,18 +16,24 @@ pub(crate) fn assert_silent(world: &World, position: usize, when: &str) {
     assert!(events.is_empty(), "{when}: {events:#?}");
 }
 
-/// The keys of `web` in `east`, by the node that its pod is on.
+/// The keys in `east` of the pods on a node that are not on their way out.
 fn on_node(world: &World, node: &str) -> Vec<String> {
     let selector = format!("--field-selector=spec.nodeName={node}");
     let pods = world.get("east", &["pods", "-n", SHOP, &selector]);
     let pods = pods["items"].as_array().unwrap();
     pods.iter()
+        .filter(|pod| stays(pod))
         .map(|pod| {
             let ip = pod["status"]["podIP"].as_str().unwrap();
             let app = pod["metadata"]["labels"]["app"].as_str().unwrap();
             format!("/services/{SHOP}/{app}/east/{ip}:8080")
         })
         .collect()
+}
+
+/// Whether a pod is not on its way out.
+pub(crate) fn stays(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
 }
 
 fn settle(world: &World) -> usize {
@@ -52,7 +59,8 @@ pub(crate) fn evicted(world: &World) {
     budget(world, 4);
     let from = settle(world);
     let pods = world.get("east", &["pods", "-n", SHOP, "-lapp=web"]);
-    let pod = &pods["items"][0];
+    let mut pods = pods["items"].as_array().unwrap().iter();
+    let pod = pods.find(|pod| stays(pod)).unwrap();
     let name = pod["metadata"]["name"].as_str().unwrap();
     let ip = pod["status"]["podIP"].as_str().unwrap();
     let key = format!("/services/{SHOP}/web/east/{ip}:8080");

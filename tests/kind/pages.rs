@@ -70,7 +70,7 @@ fn all_commands() -> Vec<String> {
 
 /// Follows the pages.
 pub(crate) fn first_page(world: &World) {
-    let kubeconfig = world.folder.join("first-page.kubeconfig");
+    let kubeconfig = world.folder.join(format!("{CLUSTER}.kubeconfig"));
     // The programs that the pages ask for.
     let mut path = std::env::join_paths([
         source("target/image/amd64/files"),

@@ -127,7 +127,7 @@ fn try_run_here(program: &str, args: &[&str]) -> Result<(), String> {
 impl World {
     /// Brings everything up that is not up yet.
     pub(crate) fn new(image: &str, archive: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kind");
+        let folder = folder();
         std::fs::create_dir_all(&folder).unwrap();
         let began = Instant::now();
         for (name, pods, services, workers) in CLUSTERS {
@@ -236,7 +236,7 @@ impl World {
             .as_array()
             .unwrap()
             .iter()
-            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .filter(|pod| crate::nodes::stays(pod))
             .filter(|pod| {
                 let conditions = pod["status"]["conditions"].as_array();
                 conditions
@@ -409,54 +409,49 @@ impl World {
 
     /// Keeps all that tells of a failure.
     pub(crate) fn keep(&self, step: &str) {
-        let folder = self.folder.join(format!("failed-{step}"));
-        let _ = std::fs::create_dir_all(&folder);
-        for (cluster, ..) in CLUSTERS {
-            let logs = folder.join(cluster).display().to_string();
-            let _ = try_run("kind", &["export", "logs", "--name", cluster, &logs]);
-            for (file, args) in [
-                (
-                    "objects.yaml",
-                    vec![
-                        "get",
-                        "all,sreg,nodes,events,netpol,pdb",
-                        "-A",
-                        "-o",
-                        "yaml",
-                    ],
-                ),
-                (
-                    "operators.log",
-                    vec![
-                        "logs",
-                        "-n",
-                        HOME,
-                        "-l",
-                        "app.kubernetes.io/name=etcd-registrar",
-                        "--prefix",
-                        "--tail=-1",
-                    ],
-                ),
-            ] {
-                let said = self.try_kubectl(cluster, &args).unwrap_or_else(|said| said);
-                let _ = std::fs::write(folder.join(format!("{cluster}-{file}")), said);
-            }
-        }
         let seen = format!("{:#?}", self.watcher.known());
-        let _ = std::fs::write(folder.join("watcher.txt"), seen);
-        println!("kept in {}", folder.display());
+        let _ = std::fs::write(keep(step).join("watcher.txt"), seen);
     }
+}
 
-    /// Removes the clusters and the etcd.
-    pub(crate) fn remove() {
-        for (name, ..) in CLUSTERS {
-            let _ = try_run("kind", &["delete", "cluster", "--name", name]);
+/// Keeps what the clusters and etcd tell of a failure, and gives the folder.
+pub(crate) fn keep(step: &str) -> PathBuf {
+    let all = folder();
+    let folder = all.join(format!("failed-{step}"));
+    let _ = std::fs::remove_dir_all(&folder);
+    let _ = std::fs::create_dir_all(&folder);
+    let clusters = try_run("kind", &["get", "clusters"]).unwrap_or_default();
+    for cluster in clusters.lines() {
+        let logs = folder.join(cluster).display().to_string();
+        let _ = try_run("kind", &["export", "logs", "--name", cluster, &logs]);
+        let config = format!("--kubeconfig={}", kubeconfig(&all, cluster));
+        let objects = "all,sreg,nodes,events,cm,sa,netpol,pdb,crd,roles,rolebindings,clusterroles,clusterrolebindings";
+        let operators = "--selector=app.kubernetes.io/name=etcd-registrar";
+        for (file, args) in [
+            ("objects.yaml", vec!["get", objects, "-A", "-o", "yaml"]),
+            (
+                "operators.log",
+                vec!["logs", "-n", HOME, operators, "--prefix", "--tail=-1"],
+            ),
+        ] {
+            let args = [vec![config.as_str()], args].concat();
+            let said = try_run("kubectl", &args).unwrap_or_else(|said| said);
+            let _ = std::fs::write(folder.join(format!("{cluster}-{file}")), said);
         }
-        for member in MEMBERS {
-            let _ = try_run("docker", &["rm", "--force", "--volumes", member]);
-        }
-        let _ = crate::pages::remove();
     }
+    for member in MEMBERS {
+        // What a container says on its standard error is told there.
+        let said = Command::new("docker").args(["logs", member]).output();
+        let said = said.map_or_else(|error| error.to_string().into_bytes(), |all| all.stderr);
+        let _ = std::fs::write(folder.join(format!("{member}.log")), said);
+    }
+    println!("kept in {}", folder.display());
+    folder
+}
+
+/// Where the files of a run are.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kind")
 }
 
 fn said(began: Instant, what: &str) {
