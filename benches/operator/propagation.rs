@@ -2,7 +2,8 @@
 //!
 //! Five groups of pods, one after the other in each round: the operator's; two of the floor, so that the table shows by
 //! how much two equal programs differ; and two that the floor registers with the operator's transactions, one of which
-//! it watches in etcd, so that it shows what the protocol costs. Every program receives every event of every pod; only one acts on it.
+//! it watches in etcd, so that it shows what the protocol costs. Every program receives every event of every pod; only
+//! one acts on it.
 
 use rand::Rng;
 use rand::seq::SliceRandom;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use testbed::eventually;
 
 use crate::watcher::Seen;
+use crate::workload::a_pod;
 use crate::world::{LONG, SHOP, TTL, World, run};
 
 /// Nothing was seen after a position.
@@ -58,12 +59,7 @@ fn budget(world: &World, least: usize) {
 pub(crate) fn evicted(world: &World) {
     budget(world, 4);
     let from = settle(world);
-    let pods = world.get("east", &["pods", "-n", SHOP, "-lapp=web"]);
-    let mut pods = pods["items"].as_array().unwrap().iter();
-    let pod = pods.find(|pod| stays(pod)).unwrap();
-    let name = pod["metadata"]["name"].as_str().unwrap();
-    let ip = pod["status"]["podIP"].as_str().unwrap();
-    let key = format!("/services/{SHOP}/web/east/{ip}:8080");
+    let (name, _, key) = a_pod(world);
     let eviction = serde_json::json!({
         "apiVersion": "policy/v1", "kind": "Eviction",
         "metadata": {"name": name, "namespace": SHOP},

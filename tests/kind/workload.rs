@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use std::time::{Instant, SystemTime};
 
 use crate::calls::post;
+use crate::nodes::stays;
 use crate::watcher::Seen;
 use crate::world::{LONG, SHOP, TTL, World};
 
@@ -155,16 +156,22 @@ fn reports(
     (child, receiver)
 }
 
+/// The name, address and key of a pod of `web` in `east` that is not on its way out.
+pub(crate) fn a_pod(world: &World) -> (String, String, String) {
+    let pods = world.get("east", &["pods", "-n", SHOP, "-lapp=web"]);
+    let mut pods = pods["items"].as_array().unwrap().iter();
+    let pod = pods.find(|pod| stays(pod)).unwrap();
+    let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+    let ip = pod["status"]["podIP"].as_str().unwrap().to_owned();
+    let key = format!("/services/{SHOP}/web/east/{ip}:8080");
+    (name, ip, key)
+}
+
 /// A probe that fails takes the endpoint out, and one that passes puts it back.
 pub(crate) fn probe(world: &World) {
     let mut delays = Vec::new();
-    let pods = world.get("east", &["pods", "-n", SHOP, "-lapp=web"]);
-    let mut pods = pods["items"].as_array().unwrap().iter();
-    let pod = pods.find(|pod| crate::nodes::stays(pod)).unwrap();
-    let name = pod["metadata"]["name"].as_str().unwrap();
-    let ip = pod["status"]["podIP"].as_str().unwrap();
-    let key = format!("/services/{SHOP}/web/east/{ip}:8080");
-    let (mut child, told) = reports(world, name);
+    let (name, ip, key) = a_pod(world);
+    let (mut child, told) = reports(world, &name);
     let next = |status: &str| loop {
         let (line, at) = told.recv_timeout(LONG).unwrap();
         if line == status {
@@ -175,7 +182,7 @@ pub(crate) fn probe(world: &World) {
     for _ in 0..5 {
         for ready in [false, true] {
             let from = world.watcher.position();
-            post(ip, &format!("/switch?ready={ready}"));
+            post(&ip, &format!("/switch?ready={ready}"));
             let reported = next(if ready { "True" } else { "False" });
             let seen = world.watcher.wait(from, &key, ready);
             // A watch of kubectl may be told a little later than the operator's.
