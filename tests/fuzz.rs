@@ -21,7 +21,9 @@ use etcd_registrar::api::FormatType;
 use etcd_registrar::engine::io::{Effect, Input, KubeInput, Now, Object, Resource};
 use etcd_registrar::engine::{Engine, Settings};
 use etcd_registrar::format::Format;
-use etcd_registrar::kube::wire::{Item, Line, read_line, read_list_version, read_page, read_uid};
+use etcd_registrar::kube::wire::{
+    Encoding, Item, Line, read_line, read_list_version, read_page, read_refusal, read_uid,
+};
 use etcd_registrar::mirror::leases::SlotName;
 use etcd_registrar::model::etcd::{
     Answer, Compare, Event, Key, KeyValue, News, Op, Range, Request, Txn,
@@ -442,7 +444,9 @@ fn lines_of_a_watch() {
     fuzz(&whole, |lines| {
         let resources = [Resource::Pods, Resource::Registrations, Resource::Nodes];
         for (resource, line) in resources.into_iter().zip(&lines) {
-            if let Ok(Line::Applied(Item::Read(object), version)) = read_line(resource, line) {
+            if let Ok(Line::Applied(Item::Read(object), version)) =
+                read_line(resource, Encoding::Json, line)
+            {
                 prop_assert!(version > 0);
                 if let Object::Registration(object) = object
                     && let Ok(spec) = &object.spec
@@ -454,9 +458,55 @@ fn lines_of_a_watch() {
             page.extend(line);
             page.extend(b"]}");
             let _ = (
-                read_page(resource, &page),
-                read_list_version(&page),
+                read_page(resource, Encoding::Json, &page),
+                read_list_version(Encoding::Json, &page),
                 read_uid(line),
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn messages_of_a_watch() {
+    // As `runtime.Unknown` and `WatchEvent` frame an object; a length is a byte here.
+    let part = |number: u8, bytes: &[u8]| [&[number << 3 | 2, bytes.len() as u8], bytes].concat();
+    let metadata = [
+        part(1, b"web-0"),
+        part(3, b"shop"),
+        part(5, b"u-1"),
+        part(6, b"7"),
+    ]
+    .concat();
+    let ready = [part(1, b"Ready"), part(2, b"True")].concat();
+    let object = [part(1, &metadata), part(3, &part(2, &ready))].concat();
+    let body = [b"k8s\0".as_slice(), &part(2, &object)].concat();
+    let message = [part(1, b"ADDED"), part(2, &part(1, &body))].concat();
+    let items = [part(1, &part(2, b"7")), part(2, &object)].concat();
+    let list = [b"k8s\0".as_slice(), &part(2, &items)].concat();
+    let protobuf = Encoding::Protobuf;
+    let whole = read_line(Resource::Pods, protobuf, &message);
+    assert!(
+        matches!(whole, Ok(Line::Applied(Item::Read(_), 7))),
+        "{whole:?}"
+    );
+    assert_eq!(
+        read_page(Resource::Pods, protobuf, &list)
+            .unwrap()
+            .items
+            .len(),
+        1
+    );
+    let changed = edits(4).prop_map(move |edits| (edited(&message, &edits), edited(&list, &edits)));
+    fuzz(&changed, |(message, list)| {
+        for resource in [Resource::Pods, Resource::Registrations, Resource::Nodes] {
+            if let Ok(Line::Applied(_, version)) = read_line(resource, protobuf, &message) {
+                prop_assert!(version > 0);
+            }
+            let _ = (
+                read_page(resource, protobuf, &list),
+                read_list_version(protobuf, &list),
+                read_refusal(500, protobuf, &list),
             );
         }
         Ok(())
@@ -872,7 +922,7 @@ impl World {
     }
 
     fn kube(&mut self, kind: &str, resource: Resource, object: Value) {
-        let read = match read_line(resource, &line(kind, object, self.version)) {
+        let read = match read_line(resource, Encoding::Json, &line(kind, object, self.version)) {
             Ok(Line::Applied(Item::Read(object), _)) => (false, object),
             Ok(Line::Deleted(Item::Read(object), _)) => (true, object),
             _ => return,

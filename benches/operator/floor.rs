@@ -21,7 +21,7 @@ use etcd_client::{
 };
 use etcd_registrar::engine::io::{Object, Resource};
 use etcd_registrar::kube::client::{ClientOptions, KubeClient};
-use etcd_registrar::kube::wire::{Item, Line, read_line};
+use etcd_registrar::kube::wire::{Encoding, Item, Line, read_line};
 use etcd_registrar::model::pod::Pod;
 use futures::io::AsyncBufReadExt;
 use futures::{StreamExt, TryStreamExt};
@@ -162,7 +162,8 @@ async fn follow(etcd: &str, kubeconfig: PathBuf, following: &Following) -> Resul
         if reader.read_until(b'\n', &mut line).await? == 0 {
             return Err("the API server ended the floor's watch".into());
         }
-        let Line::Applied(Item::Read(Object::Pod(pod)), _) = read_line(Resource::Pods, &line)?
+        let Line::Applied(Item::Read(Object::Pod(pod)), _) =
+            read_line(Resource::Pods, Encoding::Json, &line)?
         else {
             continue;
         };

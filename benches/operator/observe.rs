@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{EventType, WatchOptions};
 use etcd_registrar::engine::io::{Object, Resource};
 use etcd_registrar::kube::client::{ClientOptions, KubeClient};
-use etcd_registrar::kube::wire::{Item, Line, read_line};
+use etcd_registrar::kube::wire::{Encoding, Item, Line, read_line};
 use futures::io::AsyncBufReadExt;
 use tokio::sync::oneshot;
 
@@ -184,7 +184,7 @@ pub(crate) fn pods(kubeconfig: &std::path::Path, namespace: &str) -> Result<Obse
             }
             let at = Instant::now();
             if let Line::Applied(Item::Read(Object::Pod(pod)), resource_version) =
-                read_line(Resource::Pods, &line)?
+                read_line(Resource::Pods, Encoding::Json, &line)?
             {
                 let seen = PodSeen {
                     at,

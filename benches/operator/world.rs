@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use etcd_registrar::api::crd_yaml;
 use etcd_registrar::kube::client::{ClientOptions, KubeClient};
-use etcd_registrar::kube::wire::read_list_version;
+use etcd_registrar::kube::wire::{Encoding, read_list_version};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use testbed::{Cluster, Etcd, Operator, eventually};
@@ -335,7 +335,7 @@ pub(crate) async fn set_ready(kube: &kube::Client, pod: &Pod, ready: bool) -> Re
         .header("content-type", "application/strategic-merge-patch+json")
         .body(patch.to_string().into_bytes())?;
     let answer = kube.request_text(request).await?;
-    Ok(read_list_version(answer.as_bytes())?)
+    Ok(read_list_version(Encoding::Json, answer.as_bytes())?)
 }
 
 /// A running and ready pod of usual size, made through the API.

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::client::KubeClient;
 use super::explain;
 use super::session::list_path;
-use super::wire::{self, Item};
+use super::wire::{self, Encoding, Item};
 use crate::engine::io::{Object, Resource};
 
 /// Objects a page, as the watches take them.
@@ -43,7 +43,7 @@ pub async fn all(
         let body = get(client, &query, patience)
             .await
             .map_err(|failure| format!("can't list {path}: {}", failure.message))?;
-        let page = wire::read_page(resource, body.as_bytes())
+        let page = wire::read_page(resource, Encoding::Json, body.as_bytes())
             .map_err(|error| format!("can't list {path}: {error}"))?;
         for item in page.items {
             match item {

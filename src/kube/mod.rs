@@ -7,8 +7,9 @@
 //! | file | what |
 //! |---|---|
 //! | `client` | the connection, from a kubeconfig or the ServiceAccount |
-//! | `wire` | JSON to slim objects; pure |
+//! | `wire` | JSON or protobuf to slim objects; pure |
 //! | `session` | the state of one list+watch; pure |
+//! | `answer` | the body of an answer, event by event |
 //! | `watch` | carries bytes between a session and the API server |
 //! | `merge` | the watches of several namespaces --> one; pure but for its channels |
 //! | `lists` | requests that are made once: lists, for commands, and what the probe asks |
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use kube::client::AuthError;
 
+mod answer;
 pub mod client;
 pub mod events;
 pub mod lists;

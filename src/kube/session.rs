@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::engine::io::{KubeInput, Resource, WatchProblem};
 
-use super::wire::{self, Item, Line, Refusal, WireError};
+use super::wire::{self, Encoding, Item, Line, Refusal, WireError};
 
 /// A stream that lasted this long counts as success, so that the next attempt need not wait.
 const STEADY: Duration = Duration::from_secs(5);
@@ -220,8 +220,8 @@ impl Session {
     }
 
     /// A line of the stream.
-    pub fn line(&mut self, line: &[u8], out: &mut Vec<KubeInput>) -> Flow {
-        match wire::read_line(self.resource, line) {
+    pub fn line(&mut self, encoding: Encoding, line: &[u8], out: &mut Vec<KubeInput>) -> Flow {
+        match wire::read_line(self.resource, encoding, line) {
             Ok(Line::Applied(item, version)) => self.change(item, version, out, KubeInput::Applied),
             Ok(Line::Deleted(item, version)) => self.change(item, version, out, KubeInput::Deleted),
             Ok(Line::Bookmark {
@@ -240,8 +240,8 @@ impl Session {
     }
 
     /// A page of a list was read to its end.
-    pub fn page(&mut self, body: &[u8], out: &mut Vec<KubeInput>) {
-        let page = match wire::read_page(self.resource, body) {
+    pub fn page(&mut self, encoding: Encoding, body: &[u8], out: &mut Vec<KubeInput>) {
+        let page = match wire::read_page(self.resource, encoding, body) {
             Ok(page) => page,
             Err(error) => return self.doubt(&error, out),
         };
@@ -268,8 +268,8 @@ impl Session {
     }
 
     /// The answer to [`Ask::Check`].
-    pub fn checked(&mut self, body: &[u8], out: &mut Vec<KubeInput>) {
-        match wire::read_list_version(body) {
+    pub fn checked(&mut self, encoding: Encoding, body: &[u8], out: &mut Vec<KubeInput>) {
+        match wire::read_list_version(encoding, body) {
             Ok(version) => {
                 self.advanced = true;
                 if version < self.position {
@@ -627,8 +627,11 @@ mod tests {
         let mut out = Vec::new();
         assert_eq!(session.next_ask(), Ask::StreamList);
         session.opened(&mut out);
-        session.line(&event("ADDED", &pod("a", 5)), &mut out);
-        assert_eq!(session.line(&bookmark(10, true), &mut out), Flow::Read);
+        session.line(Encoding::Json, &event("ADDED", &pod("a", 5)), &mut out);
+        assert_eq!(
+            session.line(Encoding::Json, &bookmark(10, true), &mut out),
+            Flow::Read
+        );
         assert_eq!(words(&mut out), ["started 0", "applied a", "done 10"]);
         (session, out)
     }
@@ -637,9 +640,9 @@ mod tests {
     fn a_streaming_list_goes_over_into_its_watch() {
         let (mut session, mut out) = watching();
         assert!(!session.listing());
-        session.line(&event("MODIFIED", &pod("a", 11)), &mut out);
-        session.line(&event("DELETED", &pod("a", 12)), &mut out);
-        session.line(&bookmark(20, false), &mut out);
+        session.line(Encoding::Json, &event("MODIFIED", &pod("a", 11)), &mut out);
+        session.line(Encoding::Json, &event("DELETED", &pod("a", 12)), &mut out);
+        session.line(Encoding::Json, &bookmark(20, false), &mut out);
         assert_eq!(words(&mut out), ["applied a", "deleted a", "bookmark 20"]);
         session.ended(End::Closed { due: true }, NO_TIME, &mut out);
         assert_eq!(session.next_ask(), Ask::Watch(20));
@@ -664,9 +667,9 @@ mod tests {
             let mut out = Vec::new();
             session.next_ask();
             session.opened(&mut out);
-            session.line(&event("ADDED", &pod("a", 5)), &mut out);
+            session.line(Encoding::Json, &event("ADDED", &pod("a", 5)), &mut out);
             // A bookmark without the mark of the end does not end it.
-            session.line(&bookmark(7, false), &mut out);
+            session.line(Encoding::Json, &bookmark(7, false), &mut out);
             words(&mut out);
             session.ended(end.clone(), Duration::from_secs(60), &mut out);
             assert_eq!(words(&mut out), ["broken Unreachable"], "{end:?}");
@@ -685,10 +688,10 @@ mod tests {
             assert_eq!(words(&mut out), [""; 0]);
             assert_eq!(session.failures(), 0);
             assert_eq!(session.next_ask(), Ask::Page(None));
-            session.page(&page(30, "t1", &["a", "b"]), &mut out);
+            session.page(Encoding::Json, &page(30, "t1", &["a", "b"]), &mut out);
             assert_eq!(words(&mut out), ["started 0", "applied a", "applied b"]);
             assert_eq!(session.next_ask(), Ask::Page(Some("t1".to_owned())));
-            session.page(&page(30, "", &["c"]), &mut out);
+            session.page(Encoding::Json, &page(30, "", &["c"]), &mut out);
             assert_eq!(words(&mut out), ["applied c", "done 30"]);
             assert_eq!(session.next_ask(), Ask::Watch(30));
             session.ended(refused(410), NO_TIME, &mut out);
@@ -704,7 +707,7 @@ mod tests {
             session.next_ask();
             session.ended(refused(422), NO_TIME, &mut out);
             session.next_ask();
-            session.page(&page(30, "t1", &["a"]), &mut out);
+            session.page(Encoding::Json, &page(30, "t1", &["a"]), &mut out);
             session.next_ask();
             words(&mut out);
             (session, out)
@@ -726,7 +729,7 @@ mod tests {
         let half = page(30, "", &["b"]);
         for body in [&half[..half.len() - 2], &page(31, "", &["b"]), b"ok"] {
             let (mut session, mut out) = begun();
-            session.page(body, &mut out);
+            session.page(Encoding::Json, body, &mut out);
             assert_eq!(words(&mut out), ["broken Unreachable"]);
             assert_eq!(session.next_ask(), Ask::Page(None));
         }
@@ -740,17 +743,17 @@ mod tests {
             End::Silent,
         ] {
             let (mut session, mut out) = watching();
-            session.line(&event("ADDED", &pod("b", 15)), &mut out);
+            session.line(Encoding::Json, &event("ADDED", &pod("b", 15)), &mut out);
             words(&mut out);
             session.ended(end, Duration::from_secs(20), &mut out);
             assert_eq!((session.failures(), words(&mut out).len()), (0, 0));
             assert_eq!(session.next_ask(), Ask::Check);
-            session.checked(&page(15, "", &[]), &mut out);
+            session.checked(Encoding::Json, &page(15, "", &[]), &mut out);
             assert_eq!(session.next_ask(), Ask::Watch(15));
             session.ended(End::Broke("reset".to_owned()), NO_TIME, &mut out);
             assert_eq!(session.failures(), 1);
             session.next_ask();
-            session.checked(&page(14, "", &[]), &mut out);
+            session.checked(Encoding::Json, &page(14, "", &[]), &mut out);
             assert_eq!(session.next_ask(), Ask::StreamList);
         }
     }
@@ -759,7 +762,7 @@ mod tests {
     fn a_watch_that_goes_back_is_listed_anew() {
         for line in [event("ADDED", &pod("b", 9)), bookmark(9, false)] {
             let (mut session, mut out) = watching();
-            assert_eq!(session.line(&line, &mut out), Flow::Drop);
+            assert_eq!(session.line(Encoding::Json, &line, &mut out), Flow::Drop);
             assert_eq!(words(&mut out), [""; 0]);
             assert_eq!(session.next_ask(), Ask::StreamList);
         }
@@ -769,7 +772,7 @@ mod tests {
     fn gone_leads_to_a_list_at_once_and_is_no_fault() {
         let gone = event("ERROR", &json!({"code": 410, "message": "too old"}));
         let (mut session, mut out) = watching();
-        assert_eq!(session.line(&gone, &mut out), Flow::Drop);
+        assert_eq!(session.line(Encoding::Json, &gone, &mut out), Flow::Drop);
         assert_eq!(words(&mut out), [""; 0]);
         assert_eq!(session.next_ask(), Ask::StreamList);
         let (mut session, mut out) = watching();
@@ -789,7 +792,7 @@ mod tests {
             assert_eq!(session.failures(), failures);
         }
         session.next_ask();
-        session.checked(&page(10, "", &[]), &mut out);
+        session.checked(Encoding::Json, &page(10, "", &[]), &mut out);
         // What worked is gone on with at once; a watch that breaks again waits longer still.
         assert_eq!(session.failures(), 0);
         let mut again = session.clone();
@@ -835,9 +838,9 @@ mod tests {
         let mut out = Vec::new();
         session.next_ask();
         session.opened(&mut out);
-        session.line(&event("ADDED", &object(5)), &mut out);
-        session.line(&bookmark(10, true), &mut out);
-        session.line(&event("DELETED", &object(11)), &mut out);
+        session.line(Encoding::Json, &event("ADDED", &object(5)), &mut out);
+        session.line(Encoding::Json, &bookmark(10, true), &mut out);
+        session.line(Encoding::Json, &event("DELETED", &object(11)), &mut out);
         assert_eq!(
             words(&mut out),
             ["started 0", "applied web", "done 10", "deleted web"]
@@ -865,7 +868,7 @@ mod tests {
         assert!(session.relist(4));
         assert_eq!(session.next_ask(), Ask::StreamList);
         session.opened(&mut out);
-        session.line(&bookmark(12, true), &mut out);
+        session.line(Encoding::Json, &bookmark(12, true), &mut out);
         assert_eq!(words(&mut out), ["started 4", "done 12"]);
     }
 
@@ -874,7 +877,10 @@ mod tests {
         let (mut session, mut out) = watching();
         let mut odd = pod("odd", 17);
         odd["spec"] = json!("none");
-        assert_eq!(session.line(&event("ADDED", &odd), &mut out), Flow::Read);
+        assert_eq!(
+            session.line(Encoding::Json, &event("ADDED", &odd), &mut out),
+            Flow::Read
+        );
         assert_eq!(words(&mut out), [""; 0]);
         let (count, last) = session.take_not_understood();
         assert_eq!(count, 1);
@@ -887,7 +893,10 @@ mod tests {
     #[test]
     fn what_is_no_watch_event_leads_to_a_list() {
         let (mut session, mut out) = watching();
-        assert_eq!(session.line(b"<html>", &mut out), Flow::Drop);
+        assert_eq!(
+            session.line(Encoding::Json, b"<html>", &mut out),
+            Flow::Drop
+        );
         assert_eq!(words(&mut out), ["broken Unreachable"]);
         assert_eq!(session.next_ask(), Ask::StreamList);
     }

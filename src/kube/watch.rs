@@ -6,20 +6,20 @@
 //!
 //! kube's own `watcher` is not used since it hides the resource versions of lists and bookmarks.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+use http::header::{ACCEPT, CONTENT_TYPE};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::admin::metrics::Metrics;
 use crate::engine::io::{Input, KubeInput, Resource, WatchProblem};
 
+use super::answer::Answer;
 use super::client::KubeClient;
 use super::session::{Ask, End, Flow, Session, backoff};
-use super::wire::Refusal;
+use super::wire::{Encoding, read_refusal};
 use super::{Heard, LogLimit, explain};
 
 /// Objects a page, as kubectl and client-go ask for.
@@ -42,10 +42,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest pause within a list: its objects are there and only have to be sent.
 const LIST_PAUSE: Duration = Duration::from_secs(15);
-
-/// The longest line or page, in bytes: etcd holds objects of at most 1.5 MiB by default, and a page
-/// of [`PAGE_LIMIT`] of those is the worst that can come.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// So many failures in a row are told: with the backoff that is about a second.
 const FAILURES_THAT_LAST: u32 = 4;
@@ -197,16 +193,17 @@ impl Task {
                 let token = token.as_deref().map(|token| format!("&continue={token}"));
                 let query = format!("limit={PAGE_LIMIT}{}", token.unwrap_or_default());
                 match self.body(&query).await {
-                    Ok(()) => {
-                        self.session.page(&self.buffer, &mut self.inputs);
+                    Ok(encoding) => {
+                        self.session.page(encoding, &self.buffer, &mut self.inputs);
                         None
                     }
                     Err(end) => Some(end),
                 }
             }
             Ask::Check => match self.body("limit=1").await {
-                Ok(()) => {
-                    self.session.checked(&self.buffer, &mut self.inputs);
+                Ok(encoding) => {
+                    self.session
+                        .checked(encoding, &self.buffer, &mut self.inputs);
                     None
                 }
                 Err(end) => Some(end),
@@ -257,8 +254,8 @@ impl Task {
             asked.as_secs()
         );
         let began = Instant::now();
-        let mut reader = match self.open(&query).await {
-            Ok(reader) => reader.take(MAX_BYTES),
+        let mut answer = match self.open(&query).await {
+            Ok(answer) => answer,
             Err(end) => return Ok(Some(end)),
         };
         self.session.opened(&mut self.inputs);
@@ -266,24 +263,21 @@ impl Task {
         // The end of a watch is known from the start, that of a list only once it is complete.
         let mut deadline = from.map(|_| began + asked + GRACE);
         loop {
-            self.buffer.clear();
-            reader.set_limit(MAX_BYTES);
             let until = deadline.unwrap_or_else(|| Instant::now() + LIST_PAUSE);
-            match timeout_at(until, reader.read_until(b'\n', &mut self.buffer)).await {
+            match timeout_at(until, answer.event(&mut self.buffer)).await {
                 Err(_) if from.is_none() && deadline.is_some() => return Ok(Some(End::Aged)),
                 Err(_) => return Ok(Some(End::Silent)),
                 Ok(Err(error)) => return Ok(Some(End::Broke(error.to_string()))),
-                Ok(Ok(0)) => {
+                Ok(Ok(false)) => {
                     // A second, since the API server counts from a little later.
                     let due = began.elapsed() + Duration::from_secs(1) >= asked;
                     return Ok(Some(End::Closed { due }));
                 }
-                Ok(Ok(_)) if self.buffer.last() != Some(&b'\n') => {
-                    return Ok(Some(End::Broke("it broke within a line".to_owned())));
-                }
-                Ok(Ok(_)) => self.watching.heard.now(),
+                Ok(Ok(true)) => self.watching.heard.now(),
             }
-            let flow = self.session.line(&self.buffer, &mut self.inputs);
+            let flow = self
+                .session
+                .line(answer.encoding, &self.buffer, &mut self.inputs);
             self.deliver().await?;
             if flow == Flow::Drop {
                 return Ok(None);
@@ -295,52 +289,47 @@ impl Task {
     }
 
     /// Reads a whole answer into the buffer.
-    async fn body(&mut self, query: &str) -> Result<(), End> {
-        let mut reader = self.open(query).await?.take(MAX_BYTES);
+    async fn body(&mut self, query: &str) -> Result<Encoding, End> {
+        let mut answer = self.open(query).await?;
         self.buffer.clear();
-        loop {
-            // Piece by piece, so that a pause is noticed however long the whole takes.
-            let piece = timeout(LIST_PAUSE, reader.fill_buf())
-                .await
-                .map_err(|_| End::Silent)?
-                .map_err(|error| End::Broke(error.to_string()))?;
-            if piece.is_empty() {
-                return Ok(());
-            }
-            self.buffer.extend_from_slice(piece);
-            let read = piece.len();
-            reader.consume_unpin(read);
+        // Piece by piece, so that a pause is noticed however long the whole takes.
+        while timeout(LIST_PAUSE, answer.piece(&mut self.buffer))
+            .await
+            .map_err(|_| End::Silent)?
+            .map_err(|error| End::Broke(error.to_string()))?
+        {
             self.watching.heard.now();
         }
+        Ok(answer.encoding)
     }
 
-    async fn open(&self, query: &str) -> Result<Pin<Box<dyn AsyncBufRead + Send>>, End> {
+    async fn open(&self, query: &str) -> Result<Answer, End> {
         let path = self.session.path();
         // Tokens of pages are base64 for URLs, so nothing in a query needs escapes.
         let request = http::Request::get(format!("{path}?{query}"))
-            .body(Vec::new())
+            .header(ACCEPT, Encoding::accepted(self.session.resource()))
+            .body(kube::client::Body::empty())
             .map_err(|error| End::Failed(error.to_string()))?;
         let client = self.watching.client.current();
-        match timeout(ANSWER_TIMEOUT, client.request_stream(request)).await {
-            Ok(Ok(reader)) => {
-                self.watching.heard.now();
-                Ok(Box::pin(reader))
-            }
-            Ok(Err(kube::Error::Api(status))) => Err(End::Refused(Refusal {
-                code: status.code,
-                message: status.message,
-            })),
-            Ok(Err(error)) => Err(End::Failed(format!(
-                "{}: {}",
-                self.watching.client.server(),
-                explain(&error)
-            ))),
-            Err(_) => Err(End::Failed(format!(
-                "{}: no answer within {} s",
-                self.watching.client.server(),
-                ANSWER_TIMEOUT.as_secs()
-            ))),
+        let failed =
+            |what: String| End::Failed(format!("{}: {what}", self.watching.client.server()));
+        let response = timeout(ANSWER_TIMEOUT, client.send(request))
+            .await
+            .map_err(|_| failed(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))?
+            .map_err(|error| failed(explain(&error)))?;
+        self.watching.heard.now();
+        let code = response.status();
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let encoding = Encoding::of(content_type.map_or("", |v| v.to_str().unwrap_or_default()));
+        let mut answer = Answer::new(encoding, response.into_body());
+        if code.is_success() {
+            return Ok(answer);
         }
+        let mut said = Vec::new();
+        let whole = async { while matches!(answer.piece(&mut said).await, Ok(true)) {} };
+        // What a person gets to read of it is worth no longer wait.
+        let _ = timeout(LIST_PAUSE, whole).await;
+        Err(End::Refused(read_refusal(code.as_u16(), encoding, &said)))
     }
 
     async fn deliver(&mut self) -> Result<(), Gone> {

@@ -1,8 +1,11 @@
-//! The JSON of the API server --> slim objects of the project's own.
+//! The JSON of the API server, or its protobuf --> slim objects of the project's own.
 //!
 //! Takes one line of a watch or one page of a list; gives pods, nodes and registrations, bookmarks
-//! and errors. What the project does not read (`managedFields` above all) is skipped while parsing
+//! and errors. Pods and nodes come as protobuf (`wire/protobuf.rs`), which the other controllers of Kubernetes read, too, and
+//! is a quarter of the work; custom resources have JSON alone. What the project does not read (`managedFields` above all) is skipped while parsing
 //! and never held in memory. Pure: must never do IO, log or keep anything between two calls.
+
+mod protobuf;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -45,9 +48,55 @@ pub enum WireError {
     /// What came is no answer of a Kubernetes API server.
     #[error("the API server sent what is no watch event or list: {0}")]
     NoJson(#[source] serde_json::Error),
+    /// The same, of an answer in protobuf.
+    #[error("the API server sent what is no watch event or list in protobuf: {0}")]
+    NoProtobuf(String),
     /// A list, bookmark or event without a usable `metadata.resourceVersion`.
     #[error("the API server sent the resource version {0:?}, which is no positive number")]
     NoVersion(String),
+}
+
+impl From<prost::DecodeError> for WireError {
+    fn from(error: prost::DecodeError) -> Self {
+        Self::NoProtobuf(error.to_string())
+    }
+}
+
+/// How an answer of the API server is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Text; the events of a watch are lines.
+    Json,
+    /// The protobuf of Kubernetes; each event of a watch comes after its length (four bytes, the highest first).
+    Protobuf,
+}
+
+const JSON: &str = "application/json";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+impl Encoding {
+    /// The header `Accept` that asks for a resource. The API server has its choice: one that stands in for Kubernetes
+    /// may know JSON alone.
+    #[must_use]
+    pub fn accepted(resource: Resource) -> &'static str {
+        match resource {
+            Resource::Pods | Resource::Nodes => {
+                "application/vnd.kubernetes.protobuf, application/json"
+            }
+            Resource::Registrations => JSON,
+        }
+    }
+
+    /// What the header `Content-Type` of an answer says; without one it is JSON.
+    #[must_use]
+    pub fn of(content_type: &str) -> Self {
+        let media_type = content_type.split(';').next().unwrap_or_default();
+        if media_type.trim().eq_ignore_ascii_case(PROTOBUF) {
+            Self::Protobuf
+        } else {
+            Self::Json
+        }
+    }
 }
 
 /// An object that the API server sent.
@@ -107,11 +156,14 @@ impl fmt::Display for Refusal {
 ///
 /// # Errors
 /// [`WireError`] when the line is no watch event; an object alone that is not understood is none.
-pub fn read_line(resource: Resource, line: &[u8]) -> Result<Line, WireError> {
-    match resource {
-        Resource::Pods => event::<WirePod<'_>>(line),
-        Resource::Nodes => event::<WireNode<'_>>(line),
-        Resource::Registrations => event::<WireRegistration<'_>>(line),
+pub fn read_line(resource: Resource, encoding: Encoding, line: &[u8]) -> Result<Line, WireError> {
+    match (encoding, resource) {
+        (Encoding::Protobuf, Resource::Pods) => protobuf::event::<protobuf::Pod>(line),
+        (Encoding::Protobuf, Resource::Nodes) => protobuf::event::<protobuf::Node>(line),
+        (Encoding::Protobuf, Resource::Registrations) => Err(no_protobuf()),
+        (Encoding::Json, Resource::Pods) => event::<WirePod<'_>>(line),
+        (Encoding::Json, Resource::Nodes) => event::<WireNode<'_>>(line),
+        (Encoding::Json, Resource::Registrations) => event::<WireRegistration<'_>>(line),
     }
 }
 
@@ -119,11 +171,14 @@ pub fn read_line(resource: Resource, line: &[u8]) -> Result<Line, WireError> {
 ///
 /// # Errors
 /// [`WireError`] when the body is no list; an object alone that is not understood is none.
-pub fn read_page(resource: Resource, body: &[u8]) -> Result<Page, WireError> {
-    match resource {
-        Resource::Pods => page::<WirePod<'_>>(body),
-        Resource::Nodes => page::<WireNode<'_>>(body),
-        Resource::Registrations => page::<WireRegistration<'_>>(body),
+pub fn read_page(resource: Resource, encoding: Encoding, body: &[u8]) -> Result<Page, WireError> {
+    match (encoding, resource) {
+        (Encoding::Protobuf, Resource::Pods) => protobuf::page::<protobuf::Pod>(body),
+        (Encoding::Protobuf, Resource::Nodes) => protobuf::page::<protobuf::Node>(body),
+        (Encoding::Protobuf, Resource::Registrations) => Err(no_protobuf()),
+        (Encoding::Json, Resource::Pods) => page::<WirePod<'_>>(body),
+        (Encoding::Json, Resource::Nodes) => page::<WireNode<'_>>(body),
+        (Encoding::Json, Resource::Registrations) => page::<WireRegistration<'_>>(body),
     }
 }
 
@@ -131,9 +186,30 @@ pub fn read_page(resource: Resource, body: &[u8]) -> Result<Page, WireError> {
 ///
 /// # Errors
 /// [`WireError`] when the body is no list.
-pub fn read_list_version(body: &[u8]) -> Result<u64, WireError> {
+pub fn read_list_version(encoding: Encoding, body: &[u8]) -> Result<u64, WireError> {
+    if encoding == Encoding::Protobuf {
+        return protobuf::list_version(body);
+    }
     let list: WireObject<'_> = serde_json::from_slice(body).map_err(WireError::NoJson)?;
     list.metadata.version()
+}
+
+/// Reads an answer that is no success. One that is no `Status` comes from something between here and the API server: its
+/// words are kept.
+#[must_use]
+pub fn read_refusal(code: u16, encoding: Encoding, body: &[u8]) -> Refusal {
+    let read = match encoding {
+        Encoding::Json => serde_json::from_slice::<WireStatus>(body)
+            .ok()
+            .map(|status| status.message),
+        Encoding::Protobuf => protobuf::refusal(body).ok().map(|refusal| refusal.message),
+    };
+    let message = read.filter(|message| !message.is_empty());
+    Refusal {
+        code,
+        message: message
+            .unwrap_or_else(|| shortened(String::from_utf8_lossy(body).trim(), MAX_WHY)),
+    }
 }
 
 /// Reads the UID of any object.
@@ -143,6 +219,10 @@ pub fn read_list_version(body: &[u8]) -> Result<u64, WireError> {
 pub fn read_uid(body: &[u8]) -> Result<String, WireError> {
     let object: WireObject<'_> = serde_json::from_slice(body).map_err(WireError::NoJson)?;
     Ok(object.metadata.uid.into_owned())
+}
+
+fn no_protobuf() -> WireError {
+    WireError::NoProtobuf("custom resources have none".to_owned())
 }
 
 // === events and pages ===
@@ -624,6 +704,17 @@ impl Labels {
 }
 
 impl Annotations {
+    /// Whether one of this name is of use, and there is room for it.
+    fn takes(&self, key: &str) -> bool {
+        !key.starts_with(KUBECTL_ANNOTATIONS) && self.0.len() < MAX_ANNOTATIONS
+    }
+
+    fn add<T: Into<Box<str>> + AsRef<str>>(&mut self, key: T, value: T) {
+        if value.as_ref().len() <= MAX_ANNOTATION_BYTES {
+            self.0.push((key.into(), value.into()));
+        }
+    }
+
     fn sorted(self) -> Vec<(Box<str>, Box<str>)> {
         Labels(self.0).sorted()
     }
@@ -666,18 +757,16 @@ impl<'de> Deserialize<'de> for Annotations {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations, A::Error> {
-                let mut entries = Vec::new();
+                let mut entries = Annotations::default();
                 while let Some(Text(key)) = map.next_key()? {
-                    if key.starts_with(KUBECTL_ANNOTATIONS) || entries.len() == MAX_ANNOTATIONS {
+                    if entries.takes(&key) {
+                        let Text(value) = map.next_value()?;
+                        entries.add(key, value);
+                    } else {
                         map.next_value::<IgnoredAny>()?;
-                        continue;
-                    }
-                    let Text(value) = map.next_value()?;
-                    if value.len() <= MAX_ANNOTATION_BYTES {
-                        entries.push((key.into(), value.into()));
                     }
                 }
-                Ok(Annotations(entries))
+                Ok(entries)
             }
         }
         deserializer.deserialize_map(Entries)
@@ -758,7 +847,7 @@ mod tests {
 
     use super::*;
 
-    fn full_pod() -> serde_json::Value {
+    pub(super) fn full_pod() -> serde_json::Value {
         json!({
             "kind": "Pod", "apiVersion": "v1",
             "metadata": {
@@ -800,7 +889,7 @@ mod tests {
         })
     }
 
-    fn line(kind: &str, object: &serde_json::Value) -> Vec<u8> {
+    pub(super) fn line(kind: &str, object: &serde_json::Value) -> Vec<u8> {
         let mut line = json!({"type": kind, "object": object})
             .to_string()
             .into_bytes();
@@ -814,9 +903,12 @@ mod tests {
 
     #[test]
     fn a_pod_is_read_as_far_as_it_is_of_use() {
-        let Line::Applied(Item::Read(Object::Pod(pod)), 42) =
-            read_line(Resource::Pods, &line("MODIFIED", &full_pod())).unwrap()
-        else {
+        let Line::Applied(Item::Read(Object::Pod(pod)), 42) = read_line(
+            Resource::Pods,
+            Encoding::Json,
+            &line("MODIFIED", &full_pod()),
+        )
+        .unwrap() else {
             panic!("no pod");
         };
         let port = |name: &str, port, host_port, protocol| ContainerPort {
@@ -859,7 +951,7 @@ mod tests {
             .collect::<serde_json::Map<_, _>>()
             .into();
         let Line::Applied(Item::Read(Object::Pod(pod)), _) =
-            read_line(Resource::Pods, &line("ADDED", &object)).unwrap()
+            read_line(Resource::Pods, Encoding::Json, &line("ADDED", &object)).unwrap()
         else {
             panic!("no pod");
         };
@@ -877,7 +969,7 @@ mod tests {
         object["status"] = json!({"phase": "Failed", "podIP": "10.9.9.9", "hostIP": "10.0.0.9"});
         object["metadata"]["deletionTimestamp"] = json!("2023-11-14T22:13:21Z");
         let Line::Deleted(Item::Read(Object::Pod(pod)), _) =
-            read_line(Resource::Pods, &line("DELETED", &object)).unwrap()
+            read_line(Resource::Pods, Encoding::Json, &line("DELETED", &object)).unwrap()
         else {
             panic!("no pod");
         };
@@ -891,7 +983,7 @@ mod tests {
         let object = json!({"metadata": {"name": "n1", "resourceVersion": "7", "uid": "x",
             "labels": {"topology.kubernetes.io/zone": "eu-a", "a": "b"}}, "status": {"images": []}});
         assert_eq!(
-            read_line(Resource::Nodes, &line("ADDED", &object)).unwrap(),
+            read_line(Resource::Nodes, Encoding::Json, &line("ADDED", &object)).unwrap(),
             Line::Applied(
                 Item::Read(Object::Node(Node {
                     name: "n1".into(),
@@ -910,9 +1002,12 @@ mod tests {
             "deletionTimestamp": "2023-11-14T22:13:20Z"}, "spec": 5, "status": 6});
         for wrong in [json!(5), json!(null)] {
             object["spec"] = wrong;
-            let Line::Applied(Item::Read(Object::Registration(read)), 9) =
-                read_line(Resource::Registrations, &line("ADDED", &object)).unwrap()
-            else {
+            let Line::Applied(Item::Read(Object::Registration(read)), 9) = read_line(
+                Resource::Registrations,
+                Encoding::Json,
+                &line("ADDED", &object),
+            )
+            .unwrap() else {
                 panic!("no registration");
             };
             assert!(read.spec.as_ref().unwrap_err().contains("spec"), "{read:?}");
@@ -927,14 +1022,14 @@ mod tests {
         odd["spec"]["containers"] = json!("none");
         odd["metadata"]["name"] = json!("odd");
         let Line::Applied(Item::NotUnderstood(why), 42) =
-            read_line(Resource::Pods, &line("ADDED", &odd)).unwrap()
+            read_line(Resource::Pods, Encoding::Json, &line("ADDED", &odd)).unwrap()
         else {
             panic!("understood");
         };
         assert!(why.starts_with("shop/odd: "), "{why}");
         let list = json!({"kind": "PodList", "items": [full_pod(), odd, full_pod()],
             "metadata": {"resourceVersion": "50", "continue": "next"}});
-        let page = read_page(Resource::Pods, list.to_string().as_bytes()).unwrap();
+        let page = read_page(Resource::Pods, Encoding::Json, list.to_string().as_bytes()).unwrap();
         let understood: Vec<bool> = page
             .items
             .iter()
@@ -961,7 +1056,12 @@ mod tests {
         ] {
             for resource in [Resource::Pods, Resource::Nodes, Resource::Registrations] {
                 assert_eq!(
-                    read_line(resource, &line("BOOKMARK", &bookmark(annotations.clone()))).unwrap(),
+                    read_line(
+                        resource,
+                        Encoding::Json,
+                        &line("BOOKMARK", &bookmark(annotations.clone()))
+                    )
+                    .unwrap(),
                     Line::Bookmark {
                         resource_version: 77,
                         list_end
@@ -972,12 +1072,41 @@ mod tests {
         let status = json!({"kind": "Status", "status": "Failure", "reason": "Expired",
             "message": "too old resource version", "code": 410, "metadata": {}});
         assert_eq!(
-            read_line(Resource::Pods, &line("ERROR", &status)).unwrap(),
+            read_line(Resource::Pods, Encoding::Json, &line("ERROR", &status)).unwrap(),
             Line::Error(Refusal {
                 code: 410,
                 message: "too old resource version".to_owned()
             })
         );
+    }
+
+    #[test]
+    fn the_header_says_how_an_answer_is_written() {
+        for (header, encoding) in [
+            (
+                "application/vnd.kubernetes.protobuf;stream=watch",
+                Encoding::Protobuf,
+            ),
+            ("application/vnd.kubernetes.protobuf", Encoding::Protobuf),
+            ("application/json", Encoding::Json),
+            ("", Encoding::Json),
+        ] {
+            assert_eq!(Encoding::of(header), encoding, "{header}");
+        }
+        assert!(Encoding::accepted(Resource::Pods).starts_with(PROTOBUF));
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_words_of_whoever_refused() {
+        let said = |encoding, body: &str| read_refusal(403, encoding, body.as_bytes()).message;
+        let status = json!({"kind": "Status", "message": "no", "code": 403}).to_string();
+        assert_eq!(said(Encoding::Json, &status), "no");
+        assert_eq!(
+            said(Encoding::Json, "<html>proxy</html>\n"),
+            "<html>proxy</html>"
+        );
+        assert_eq!(said(Encoding::Protobuf, "<html>"), "<html>");
+        assert_eq!(said(Encoding::Json, &"x".repeat(5000)).len(), MAX_WHY);
     }
 
     #[test]
@@ -990,19 +1119,23 @@ mod tests {
             "{\"type\":\"NEW\",\"object\":{}}",
         ] {
             assert!(
-                read_line(Resource::Pods, text.as_bytes()).is_err(),
+                read_line(Resource::Pods, Encoding::Json, text.as_bytes()).is_err(),
                 "{text}"
             );
         }
         let mut object = full_pod();
         for version in ["", "0", "abc", "-1"] {
             object["metadata"]["resourceVersion"] = json!(version);
-            let read = read_line(Resource::Pods, &line("ADDED", &object));
+            let read = read_line(Resource::Pods, Encoding::Json, &line("ADDED", &object));
             assert!(matches!(read, Err(WireError::NoVersion(_))), "{read:?}");
         }
-        assert!(read_page(Resource::Pods, b"{\"items\": []}").is_err());
+        assert!(read_page(Resource::Pods, Encoding::Json, b"{\"items\": []}").is_err());
         assert_eq!(
-            read_list_version(b"{\"metadata\":{\"resourceVersion\":\"5\"}}").unwrap(),
+            read_list_version(
+                Encoding::Json,
+                b"{\"metadata\":{\"resourceVersion\":\"5\"}}"
+            )
+            .unwrap(),
             5
         );
         assert_eq!(read_uid(b"{\"metadata\":{\"uid\":\"u\"}}").unwrap(), "u");

@@ -18,6 +18,7 @@ mod credentials;
 mod diff;
 mod discover;
 mod doctor;
+mod encodings;
 mod errors;
 mod failover;
 mod flapping;
